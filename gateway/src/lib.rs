@@ -1,0 +1,1 @@
+//! The door and the brain: text, sampling, scheduling, driving pipelines.

@@ -1,0 +1,1 @@
+//! Carries one stage's output to the next.

@@ -1,0 +1,1 @@
+//! A checkpoint becomes a stage: spec, weights, layers, KV blocks.

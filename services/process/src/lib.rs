@@ -1,0 +1,1 @@
+//! A well-behaved process: configuration, telemetry, health, shutdown, channels.

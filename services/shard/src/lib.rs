@@ -1,0 +1,1 @@
+//! The service that holds one stage on one device and executes plans.

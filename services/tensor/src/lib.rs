@@ -1,0 +1,1 @@
+//! Numbers on a device: about twenty operations, a scalar specification and the fast paths behind it.
