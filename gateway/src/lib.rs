@@ -1,1 +1,9 @@
 //! The door and the brain: text, sampling, scheduling, driving pipelines.
+//!
+//! A request comes in through [`api`] (gRPC or the OpenAI dialect over HTTP), becomes token ids in [`text`], is planned by
+//! the pure [`scheduler`], carried to the shards by the [`driver`], and its tokens are drawn from evidence by the
+//! [`sampler`]. Shards hold no policy; whatever is decided is decided here.
+
+pub mod sampler;
+pub mod scheduler;
+pub mod text;
