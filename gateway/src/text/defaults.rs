@@ -182,7 +182,10 @@ mod tests {
     fn ids_come_from_the_config_where_the_generation_config_is_silent() {
         let config = r#"{"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": null}"#;
         let defaults = load(Some(r#"{"bos_token_id": 9}"#), Some(config)).unwrap();
-        assert_eq!((defaults.eos_token_ids, defaults.bos_token_id, defaults.pad_token_id), (vec![2], Some(9), None));
+        assert_eq!(
+            (defaults.eos_token_ids, defaults.bos_token_id, defaults.pad_token_id),
+            (vec![2], Some(9), None)
+        );
     }
 
     #[test]
