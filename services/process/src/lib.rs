@@ -1,1 +1,10 @@
 //! A well-behaved process: configuration, telemetry, health, shutdown, channels.
+//!
+//! What every service needs and none should do in its own way. Knows nothing of models or of the services' contracts.
+
+pub mod channel;
+pub mod config;
+pub mod health;
+pub mod listen;
+pub mod shutdown;
+pub mod telemetry;
