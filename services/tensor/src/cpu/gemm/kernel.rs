@@ -1,0 +1,97 @@
+//! What a kernel is given, and which kernel serves what.
+
+use half::bf16;
+
+use crate::Dtype;
+use crate::cpu::isa::Isa;
+use crate::cpu::matrix::PANEL;
+
+use super::prepare::Order;
+use super::scalar;
+
+/// The most rows of a tile.
+pub const ROWS: usize = 8;
+
+/// Rows × one panel × a block of K.
+pub struct Tile {
+    /// The first row's activations at the block's start: f32, or swapped bf16 pairs.
+    pub x: *const u8,
+    /// Bytes from one row to the next.
+    pub x_stride: usize,
+    /// The panel at the block's start.
+    pub weights: *const u8,
+    /// K of the block. Pairs of activations are padded with zero where it is odd, f32 rows are not.
+    pub inputs: usize,
+    /// `[rows, PANEL]`, aligned to 64 bytes.
+    pub accumulators: *mut f32,
+    /// Whether this is the first block: accumulators start at zero, not from memory.
+    pub first: bool,
+    /// Where prefetching begins.
+    pub ahead: *const u8,
+}
+
+/// How many cache lines a tile prefetches per pair of K.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// None.
+    None,
+    /// One.
+    One,
+    /// As many as it reads.
+    All,
+}
+
+/// Finished accumulators of one tile on their way to the output.
+pub struct Finish<'a> {
+    /// One row of the panel each.
+    pub accumulators: &'a [[f32; PANEL]],
+    /// Added first.
+    pub bias: Option<&'a [f32; PANEL]>,
+    /// Multiplied with then.
+    pub scale: f32,
+    /// Columns that exist, from 1 to PANEL.
+    pub columns: usize,
+    /// The first output.
+    pub target: Target,
+    /// Outputs from one row to the next.
+    pub stride: usize,
+}
+
+/// Where outputs are written.
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// As they are.
+    F32(*mut f32),
+    /// Rounded to bf16.
+    Bf16(*mut bf16),
+}
+
+/// Adds a tile's products to its accumulators.
+pub type Multiply = unsafe fn(&Tile);
+
+/// By rows − 1 and prefetch.
+pub type MultiplyTable = [[Multiply; 3]; ROWS];
+
+/// The kernels of one instruction set for one kind of weights and activations.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    pub(super) table: &'static MultiplyTable,
+    pub(super) finish: unsafe fn(&Finish<'_>),
+}
+
+impl Kernels {
+    /// The kernel for a tile of `rows` rows.
+    pub fn multiply(&self, rows: usize, prefetch: Prefetch) -> Multiply {
+        self.table[rows - 1][prefetch as usize]
+    }
+
+    /// The kernel that writes outputs.
+    pub fn finish(&self) -> unsafe fn(&Finish<'_>) {
+        self.finish
+    }
+}
+
+/// Chooses kernels; `isa` must be available.
+pub fn kernels(_isa: Isa, stored: Dtype, _order: Order) -> Kernels {
+    scalar::kernels(stored)
+}

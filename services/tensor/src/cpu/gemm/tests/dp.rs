@@ -1,0 +1,1 @@
+//! What `vdpbf16ps` computes on the processor at hand.
