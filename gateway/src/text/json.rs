@@ -72,19 +72,18 @@ impl JsonTokenizer {
         }
     }
 
-    /// The state after the ids of a prompt.
+    /// The state after the ids of a prompt; only its last ones matter.
     pub fn start(&self, prompt_ids: &[u32]) -> JsonRun {
-        let mut run = if self.byte_level {
-            JsonRun::Bytes(Utf8Carry::new(Malformed::PerPart))
-        } else {
-            JsonRun::Window(Window::default())
-        };
-        let mut discarded = String::new();
-        for id in prompt_ids {
-            self.push(&mut run, *id, &mut discarded);
-            discarded.clear();
+        let (_, tail) = prompt_ids.split_at(prompt_ids.len().saturating_sub(SHORTEST_WINDOW));
+        if self.byte_level {
+            let mut carry = Utf8Carry::new(Malformed::PerPart);
+            let bytes: Vec<u8> = tail.iter().flat_map(|id| self.token_bytes(*id)).collect();
+            carry.push(&bytes, &mut String::new());
+            return JsonRun::Bytes(carry);
         }
-        run
+        let bytes_at_end = tail.iter().rev().take_while(|id| self.is_byte(**id)).count();
+        let (certain_ids, _) = tail.split_at(tail.len() - bytes_at_end);
+        JsonRun::Window(Window { ids: tail.to_vec(), text: certain(&self.decode(certain_ids)).to_owned() })
     }
 
     /// Takes one id in and appends what is certain now.
@@ -93,17 +92,28 @@ impl JsonTokenizer {
             JsonRun::Bytes(carry) => carry.push(&self.token_bytes(id), out),
             JsonRun::Window(window) => {
                 window.ids.push(id);
+                let full = window.ids.len() >= LONGEST_WINDOW;
+                // Some decoders show a whole row of byte tokens as U+FFFD if its end is broken, so its end is awaited.
+                if self.is_byte(id) && !full {
+                    return;
+                }
                 let whole = self.decode(&window.ids);
                 if let Some(new) = certain(&whole).strip_prefix(window.text.as_str()) {
                     out.push_str(new);
                     window.text.push_str(new);
                 }
-                if window.ids.len() >= LONGEST_WINDOW {
+                if full {
                     window.ids.drain(..window.ids.len() - SHORTEST_WINDOW);
                     window.text = certain(&self.decode(&window.ids)).to_owned();
                 }
             }
         }
+    }
+
+    /// Whether the id is one byte of a byte fallback.
+    fn is_byte(&self, id: u32) -> bool {
+        let token = self.tokenizer.id_to_token(id);
+        token.is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
     }
 
     /// No more ids come: appends what still waits.
