@@ -27,6 +27,10 @@ use crate::{Compute, TensorError};
 use kernel::{Finish, Kernels, Prefetch, ROWS, Target, Tile};
 use prepare::{Order, Prepared};
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod kernel;
 mod prepare;
 mod scalar;
@@ -158,13 +162,14 @@ impl Gemm {
         let order = Order::of(matrix.compute(), self.isa);
         grow(&mut scratch, prepare::bytes(order, rows, inputs))?;
         let prepare = prepare::Prepare::new(order, x, inputs, scratch.as_mut_slice());
+        let kernels = kernel::kernels(self.isa, matrix.stored(), order);
         let plan = Plan {
             rows,
-            tiles: rows.div_ceil(ROWS),
+            tiles: rows.div_ceil(kernels.rows()),
             x: prepare.prepared(),
             matrix,
             scale,
-            kernels: kernel::kernels(self.isa, matrix.stored(), order),
+            kernels,
             out,
         };
         pool.run(&|worker| {

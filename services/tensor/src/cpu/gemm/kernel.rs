@@ -8,8 +8,10 @@ use crate::cpu::matrix::PANEL;
 
 use super::prepare::Order;
 use super::scalar;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 
-/// The most rows of a tile.
+/// The most rows that a tile of any kernel has.
 pub const ROWS: usize = 8;
 
 /// Rows × one panel × a block of K.
@@ -69,17 +71,20 @@ pub enum Target {
 /// Adds a tile's products to its accumulators.
 pub type Multiply = unsafe fn(&Tile);
 
-/// By rows − 1 and prefetch.
-pub type MultiplyTable = [[Multiply; 3]; ROWS];
-
 /// The kernels of one instruction set for one kind of weights and activations.
 #[derive(Clone, Copy)]
 pub struct Kernels {
-    pub(super) table: &'static MultiplyTable,
+    /// By rows − 1 and [`Prefetch`].
+    pub(super) table: &'static [[Multiply; 3]],
     pub(super) finish: unsafe fn(&Finish<'_>),
 }
 
 impl Kernels {
+    /// The most rows of a tile, up to [`ROWS`].
+    pub fn rows(&self) -> usize {
+        self.table.len()
+    }
+
     /// The kernel for a tile of `rows` rows.
     pub fn multiply(&self, rows: usize, prefetch: Prefetch) -> Multiply {
         self.table[rows - 1][prefetch as usize]
@@ -91,7 +96,16 @@ impl Kernels {
     }
 }
 
-/// Chooses kernels; `isa` must be available.
-pub fn kernels(_isa: Isa, stored: Dtype, _order: Order) -> Kernels {
-    scalar::kernels(stored)
+/// The kernels of `isa`, which must be available, for weights stored as `stored` and activations in the order
+/// that [`Order::of`] names.
+pub fn kernels(isa: Isa, stored: Dtype, order: Order) -> Kernels {
+    match (isa, order) {
+        #[cfg(target_arch = "x86_64")]
+        (_, Order::Swapped) => avx512::dp_kernels(),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512 | Isa::Avx512Bf16, _) => avx512::fma_kernels(stored),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, _) => avx2::kernels(stored),
+        _ => scalar::kernels(stored),
+    }
 }

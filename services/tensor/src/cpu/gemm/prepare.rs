@@ -47,7 +47,7 @@ impl Order {
     pub fn of(compute: Compute, isa: Isa) -> Order {
         match (compute, isa) {
             (Compute::F32, _) => Order::Plain,
-            (Compute::Bf16, Isa::Avx512Bf16) if false => Order::Swapped,
+            (Compute::Bf16, Isa::Avx512Bf16) => Order::Swapped,
             (Compute::Bf16, _) => Order::Widened,
         }
     }

@@ -4,11 +4,11 @@ use crate::Dtype;
 use crate::cpu::bf16;
 use crate::cpu::matrix::PANEL;
 
-use super::kernel::{Finish, Kernels, MultiplyTable, Target, Tile};
+use super::kernel::{Finish, Kernels, Multiply, Target, Tile};
 
 /// The kernels for f32 activations and weights stored as `stored`.
 pub fn kernels(stored: Dtype) -> Kernels {
-    let table: &'static MultiplyTable = match stored {
+    let table: &'static [[Multiply; 3]] = match stored {
         Dtype::Bf16 => &table!(multiply_bf16),
         Dtype::F16 => &table!(multiply_f16),
         Dtype::F32 => &table!(multiply_f32),
