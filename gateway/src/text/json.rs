@@ -33,6 +33,8 @@ pub(super) struct Window {
 const LONGEST_WINDOW: usize = 32;
 /// ... to this many: more than one character's bytes, so that its first ids see the same context as before.
 const SHORTEST_WINDOW: usize = 12;
+/// A row of byte tokens is awaited up to this many.
+const LONGEST_ROW: usize = 512;
 /// An incomplete character is at most three bytes, each of which some decoders show as one U+FFFD.
 const UNCERTAIN: usize = 3;
 
@@ -74,16 +76,20 @@ impl JsonTokenizer {
 
     /// The state after the ids of a prompt; only its last ones matter.
     pub fn start(&self, prompt_ids: &[u32]) -> JsonRun {
-        let (_, tail) = prompt_ids.split_at(prompt_ids.len().saturating_sub(SHORTEST_WINDOW));
         if self.byte_level {
             let mut carry = Utf8Carry::new(Malformed::PerPart);
+            let (_, tail) = prompt_ids.split_at(prompt_ids.len().saturating_sub(SHORTEST_WINDOW));
             let bytes: Vec<u8> = tail.iter().flat_map(|id| self.token_bytes(*id)).collect();
             carry.push(&bytes, &mut String::new());
             return JsonRun::Bytes(carry);
         }
-        let bytes_at_end = tail.iter().rev().take_while(|id| self.is_byte(**id)).count();
-        let (certain_ids, _) = tail.split_at(tail.len() - bytes_at_end);
-        JsonRun::Window(Window { ids: tail.to_vec(), text: certain(&self.decode(certain_ids)).to_owned() })
+        let is_open = |id: &&u32| self.tokenizer.id_to_token(**id).is_none_or(|token| is_byte(&token));
+        let row = prompt_ids.iter().rev().take_while(is_open).take(LONGEST_ROW).count();
+        let certain_ids = prompt_ids.len() - row;
+        let first = certain_ids.saturating_sub(SHORTEST_WINDOW);
+        let text = prompt_ids.get(first..certain_ids).map(|ids| self.decode(ids)).unwrap_or_default();
+        let ids = prompt_ids.get(first..).unwrap_or_default().to_vec();
+        JsonRun::Window(Window { ids, text: certain(&text).to_owned() })
     }
 
     /// Takes one id in and appends what is certain now.
@@ -91,10 +97,10 @@ impl JsonTokenizer {
         match run {
             JsonRun::Bytes(carry) => carry.push(&self.token_bytes(id), out),
             JsonRun::Window(window) => {
+                let Some(token) = self.tokenizer.id_to_token(id) else { return };
                 window.ids.push(id);
-                let full = window.ids.len() >= LONGEST_WINDOW;
                 // Some decoders show a whole row of byte tokens as U+FFFD if its end is broken, so its end is awaited.
-                if self.is_byte(id) && !full {
+                if is_byte(&token) && window.ids.len() < LONGEST_ROW {
                     return;
                 }
                 let whole = self.decode(&window.ids);
@@ -102,18 +108,12 @@ impl JsonTokenizer {
                     out.push_str(new);
                     window.text.push_str(new);
                 }
-                if full {
+                if window.ids.len() >= LONGEST_WINDOW {
                     window.ids.drain(..window.ids.len() - SHORTEST_WINDOW);
                     window.text = certain(&self.decode(&window.ids)).to_owned();
                 }
             }
         }
-    }
-
-    /// Whether the id is one byte of a byte fallback.
-    fn is_byte(&self, id: u32) -> bool {
-        let token = self.tokenizer.id_to_token(id);
-        token.is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
     }
 
     /// No more ids come: appends what still waits.
@@ -127,6 +127,11 @@ impl JsonTokenizer {
             }
         }
     }
+}
+
+/// Whether a token is one byte of a byte fallback.
+fn is_byte(token: &str) -> bool {
+    token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
 }
 
 /// A text without those U+FFFD at its end that the next id may turn into a character.

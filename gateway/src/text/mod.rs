@@ -10,6 +10,8 @@ mod sentencepiece;
 mod special;
 mod stop;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod tokenizer_config;
 mod utf8;

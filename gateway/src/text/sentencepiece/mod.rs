@@ -4,6 +4,10 @@ mod decode;
 mod encode;
 mod proto;
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
 use std::path::Path;
 
 use prost::Message;
@@ -16,6 +20,9 @@ use proto::PieceType;
 use super::error::TextError;
 use super::special::{Part, SpecialTokens};
 use super::tokenizer_config::{AddedToken, TokenizerConfig};
+
+/// Longest piece, in bytes: the conversion looks at each place where a piece can be cut in two.
+const LONGEST_PIECE: usize = 1024;
 
 /// Where the reference's class puts a space that is in no piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +144,7 @@ fn check(path: &Path, model: &proto::Model) -> Result<bool, TextError> {
     if !normalizer.escape_whitespaces.unwrap_or(true) {
         return unsupported("white space that is not escaped");
     }
+    let mut texts = HashSet::with_capacity(model.pieces.len());
     for (id, piece) in model.pieces.iter().enumerate() {
         match piece.piece_type() {
             PieceType::Invalid => {
@@ -145,6 +153,13 @@ fn check(path: &Path, model: &proto::Model) -> Result<bool, TextError> {
             PieceType::Unused => return unsupported("unused pieces"),
             _ if piece.text.is_empty() => {
                 return Err(TextError::corrupt(path, format!("piece {id} is empty")));
+            }
+            _ if piece.text.len() > LONGEST_PIECE => {
+                let message = format!("piece {id} has {} bytes, more than {LONGEST_PIECE}", piece.text.len());
+                return Err(TextError::corrupt(path, message));
+            }
+            _ if !texts.insert(piece.text.as_str()) => {
+                return Err(TextError::corrupt(path, format!("piece {id} is there twice: {:?}", piece.text)));
             }
             _ if piece.score.is_nan() => {
                 return Err(TextError::corrupt(path, format!("the score of piece {id} is not a number")));
