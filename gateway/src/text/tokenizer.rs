@@ -13,12 +13,13 @@ use super::tokenizer_config::TokenizerConfig;
 /// Text to ids and back. Cheap to clone.
 #[derive(Clone)]
 pub struct Tokenizer {
-    pub(super) kind: Arc<Kind>,
+    pub(super) kind: Kind,
 }
 
+#[derive(Clone)]
 pub(super) enum Kind {
-    SentencePiece(SentencePiece),
-    Json(JsonTokenizer),
+    SentencePiece(Arc<SentencePiece>),
+    Json(Arc<JsonTokenizer>),
 }
 
 impl Tokenizer {
@@ -32,19 +33,19 @@ impl Tokenizer {
     pub(super) fn load_with(dir: &Path, config: &TokenizerConfig) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.model");
         let kind = if let Some(bytes) = read_if_there(&path)? {
-            Kind::SentencePiece(SentencePiece::load(&path, &bytes, config)?)
+            Kind::SentencePiece(Arc::new(SentencePiece::load(&path, &bytes, config)?))
         } else {
             let path = dir.join("tokenizer.json");
             let bytes =
                 read_if_there(&path)?.ok_or_else(|| TextError::NoTokenizer { dir: dir.to_owned() })?;
-            Kind::Json(JsonTokenizer::load(&path, &bytes)?)
+            Kind::Json(Arc::new(JsonTokenizer::load(&path, &bytes)?))
         };
-        Ok(Self { kind: Arc::new(kind) })
+        Ok(Self { kind })
     }
 
     /// Number of ids; a model's vocabulary may be larger.
     pub fn vocab_size(&self) -> usize {
-        match &*self.kind {
+        match &self.kind {
             Kind::SentencePiece(model) => model.len(),
             Kind::Json(model) => model.len(),
         }
@@ -52,7 +53,7 @@ impl Tokenizer {
 
     /// The ids of a text. Nothing is added before or after it; an empty text has none.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
-        let ids = match &*self.kind {
+        let ids = match &self.kind {
             Kind::SentencePiece(model) => model.encode(text),
             Kind::Json(model) => model.encode(text),
         };
@@ -63,7 +64,7 @@ impl Tokenizer {
     ///
     /// Bytes that are no character become U+FFFD; an id without a piece becomes nothing.
     pub fn decode(&self, ids: &[u32]) -> String {
-        match &*self.kind {
+        match &self.kind {
             Kind::SentencePiece(model) => model.decode(ids),
             Kind::Json(model) => model.decode(ids),
         }
@@ -72,7 +73,7 @@ impl Tokenizer {
     /// The bytes of one id by itself (not always valid UTF-8), its leading space included; none for an id without a
     /// piece.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        match &*self.kind {
+        match &self.kind {
             Kind::SentencePiece(model) => model.token_bytes(id),
             Kind::Json(model) => model.token_bytes(id),
         }
@@ -81,7 +82,7 @@ impl Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = match &*self.kind {
+        let kind = match &self.kind {
             Kind::SentencePiece(_) => "SentencePiece",
             Kind::Json(_) => "tokenizer.json",
         };

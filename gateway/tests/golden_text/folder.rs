@@ -21,6 +21,9 @@ pub fn folders(prefix: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> =
         entries.map(|entry| entry.path()).filter(|path| path.is_dir()).filter(name_fits).collect();
     found.sort();
+    if found.is_empty() {
+        println!("golden {prefix}*: SKIPPED (no such folder in {})", root().display());
+    }
     found
 }
 
