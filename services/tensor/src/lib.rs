@@ -1,1 +1,35 @@
 //! Numbers on a device: about twenty operations, a scalar specification and the fast paths behind it.
+//!
+//! A [`Device`] runs operations on [`Tensor`]s (activations), [`Matrix`]es (packed weights) and a [`KvPool`]
+//! (paged keys and values). [`ops`] is the list: it checks shapes, then hands over to the device. On the CPU
+//! every kernel is written once over sixteen lanes; plain Rust lanes are the specification, and vector
+//! instructions give the same bits.
+//!
+//! Invariant: a row's numbers depend on that row alone, never on the batch it sits in, on how its prompt was
+//! chunked, or on the number of threads. Nothing here knows of models, text or networks.
+
+#[cfg(target_endian = "big")]
+compile_error!("tensors exchange little-endian bytes with files and networks without conversion");
+
+mod cpu;
+mod device;
+mod dtype;
+mod embedding;
+mod error;
+mod kv;
+pub mod ops;
+mod rope;
+mod tensor;
+
+pub use cpu::isa::Isa;
+pub use cpu::matrix::{Matrix, MatrixBuilder};
+pub use cpu::pack::{Columns, Layout};
+pub use cpu::probe::Limits;
+pub use device::{CpuOptions, Device};
+pub use dtype::{Compute, Dtype};
+pub use embedding::Embedding;
+pub use error::TensorError;
+pub use kv::{BLOCK_ROWS, KvPlace, KvPool, KvSpec, MAX_HEAD_DIM};
+pub use ops::{Attention, AttnSpan, Candidate, Processors, Row};
+pub use rope::{RopeTable, RopeTables};
+pub use tensor::{Tensor, Vector};

@@ -1,6 +1,7 @@
 //! 512-bit kernels. A tile of 8 rows keeps 16 accumulators of 16 columns in registers.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use crate::Dtype;
 
@@ -104,24 +105,24 @@ unsafe fn fma<W: Weights, const R: usize, const P: usize>(tile: &Tile) {
     // SAFETY: the caller's promise; prefetching an address needs none.
     unsafe {
         let mut sums = load::<R>(tile);
+        let x = rows::<R, f32>(tile);
         for pair in 0..tile.inputs / 2 {
             let [even, odd] = W::pair(tile.weights.add(pair * W::BYTES));
             prefetch::<P>(tile, pair);
-            let x = tile.x.cast::<f32>().add(2 * pair);
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*x.byte_add(row * tile.x_stride));
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let x = _mm512_set1_ps(*x.add(2 * pair));
                 *sums = [_mm512_fmadd_ps(x, even[0], sums[0]), _mm512_fmadd_ps(x, even[1], sums[1])];
             }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*x.add(1).byte_add(row * tile.x_stride));
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let x = _mm512_set1_ps(*x.add(2 * pair + 1));
                 *sums = [_mm512_fmadd_ps(x, odd[0], sums[0]), _mm512_fmadd_ps(x, odd[1], sums[1])];
             }
         }
         if tile.inputs % 2 == 1 {
             let k = tile.inputs - 1;
             let [even, _] = W::pair(tile.weights.add(k / 2 * W::BYTES));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*tile.x.cast::<f32>().add(k).byte_add(row * tile.x_stride));
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let x = _mm512_set1_ps(*x.add(k));
                 *sums = [_mm512_fmadd_ps(x, even[0], sums[0]), _mm512_fmadd_ps(x, even[1], sums[1])];
             }
         }
@@ -142,19 +143,30 @@ unsafe fn dp<W: Weights, const R: usize, const P: usize>(tile: &Tile) {
     unsafe {
         let bf16 = |words| std::mem::transmute::<__m512i, __m512bh>(words);
         let mut sums = load::<R>(tile);
+        let x = rows::<R, i32>(tile);
         for pair in 0..tile.inputs.div_ceil(2) {
             let weights = tile.weights.add(pair * W::BYTES);
             let left = bf16(_mm512_load_si512(weights.cast()));
             let right = bf16(_mm512_load_si512(weights.add(64).cast()));
             prefetch::<P>(tile, pair);
-            let x = tile.x.cast::<i32>().add(pair);
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let x = bf16(_mm512_set1_epi32(*x.byte_add(row * tile.x_stride)));
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let x = bf16(_mm512_set1_epi32(*x.add(pair)));
                 *sums = [_mm512_dpbf16_ps(sums[0], x, left), _mm512_dpbf16_ps(sums[1], x, right)];
             }
         }
         store(tile, &sums);
     }
+}
+
+/// Each row's activations. The compiler must not know that they lie evenly apart: it would compute every
+/// address anew, on the ports that multiply.
+#[inline]
+fn rows<const R: usize, T>(tile: &Tile) -> [*const T; R] {
+    let mut rows = [tile.x.cast(); R];
+    for (row, x) in rows.iter_mut().enumerate() {
+        *x = black_box(tile.x.wrapping_add(row * tile.x_stride)).cast();
+    }
+    rows
 }
 
 #[inline]
