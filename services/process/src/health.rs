@@ -1,8 +1,11 @@
-//! `grpc.health.v1`: one entry per service name, plus the empty name for the whole process.
+//! `grpc.health.v1`: one entry per service name, the empty name for the whole process, and [`LIVENESS`].
 
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health as HealthRpc, HealthServer};
 use tonic_health::server::HealthReporter;
+
+/// The entry that says SERVING as long as the process answers, ready or not: a probe that restarts processes asks for it.
+pub const LIVENESS: &str = "liveness";
 
 /// Tells probes whether the process is ready.
 #[derive(Clone, Debug)]
@@ -17,6 +20,7 @@ impl Health {
         let (reporter, server) = tonic_health::server::health_reporter();
         let health = Self { reporter, services };
         health.set(ServingStatus::NotServing).await;
+        health.reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
         (health, server)
     }
 
