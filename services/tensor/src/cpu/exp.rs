@@ -62,3 +62,6 @@ pub fn exp_f64<S: Simd>(s: S, x: S::F64) -> S::F64 {
     let y = s.scale_by_bits_f64(p, t);
     s.where_less_f64([x, s.splat_f64(LOW_F64)], s.splat_f64(0.0), y)
 }
+
+#[cfg(test)]
+mod tests;

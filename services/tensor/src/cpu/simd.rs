@@ -13,6 +13,10 @@ use half::bf16;
 
 use crate::cpu::isa::Isa;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod scalar;
 
 /// Lanes of every vector.
@@ -44,8 +48,6 @@ pub trait Simd: Copy + Send + Sync {
 
     /// `x` in all lanes.
     fn splat(self, x: f32) -> Self::F32;
-    /// All lanes.
-    fn to_array(self, v: Self::F32) -> [f32; LANES];
     /// a + b.
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// a − b.
@@ -133,6 +135,20 @@ pub trait Simd: Copy + Send + Sync {
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
     match isa {
+        Isa::Scalar => kernel.run(scalar::Scalar),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a device is only made with an instruction set that the processor has.
+        Isa::Avx2 => unsafe { avx2::run(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { avx512::run(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512Bf16 => unsafe { avx512::run_bf16(kernel) },
+        #[cfg(not(target_arch = "x86_64"))]
         _ => kernel.run(scalar::Scalar),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,11 +45,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn to_array(self, v: Lanes) -> [f32; LANES] {
-        v
-    }
-
-    #[inline(always)]
     fn add(self, a: Lanes, b: Lanes) -> Lanes {
         zip(a, b, |a, b| a + b)
     }
