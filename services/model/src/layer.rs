@@ -1,0 +1,102 @@
+//! One transformer layer. Sizes: t rows of the step, E hidden, Q all query heads, K all key (or value) heads, F inner.
+
+use asterism_tensor::{Attention, AttnSpan, Compute, Device, KvPool, Matrix, RopeTables, Tensor, Vector};
+
+use crate::ModelError;
+use crate::arch::LayerSources;
+use crate::spec::DecoderSpec;
+use crate::stage::Loader;
+
+/// A layer's weights.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    attention_norm: Vector,
+    qkv: Matrix,
+    attention_out: Matrix,
+    mlp_norm: Vector,
+    gate_up: Matrix,
+    down: Matrix,
+}
+
+/// Activations of all rows of a step, allocated once and shared by all layers.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    /// `[t, E]`: what goes from layer to layer.
+    pub residual: Tensor,
+    /// `[t, E]`
+    normed: Tensor,
+    /// `[t, Q + 2K]`: q, k, v side by side.
+    qkv: Tensor,
+    /// `[t, Q]`
+    attended: Tensor,
+    /// `[t, E]`: what a projection adds to the residual.
+    delta: Tensor,
+    /// `[t, 2F]`: gate and up side by side.
+    gate_up: Tensor,
+    /// `[t, F]`
+    product: Tensor,
+}
+
+/// What a layer works with besides its weights and the activations.
+pub(crate) struct Work<'a> {
+    pub device: &'a Device,
+    pub spec: &'a DecoderSpec,
+    /// The layer within the stage.
+    pub index: usize,
+    pub spans: &'a [AttnSpan<'a>],
+    pub tables: &'a RopeTables,
+}
+
+impl Layer {
+    pub fn load(loader: &Loader<'_>, sources: &LayerSources) -> Result<Self, ModelError> {
+        Ok(Self {
+            attention_norm: loader.vector(&sources.attention_norm)?,
+            qkv: loader.matrix(&sources.qkv)?,
+            attention_out: loader.matrix(&sources.attention_out)?,
+            mlp_norm: loader.vector(&sources.mlp_norm)?,
+            gate_up: loader.matrix(&sources.gate_up)?,
+            down: loader.matrix(&sources.down)?,
+        })
+    }
+
+    /// residual += attention(norm(residual)); residual += mlp(norm(residual)). In bf16 each operation's output is rounded, the
+    /// residual after each addition too, so that a stage's edge may lie between any two layers.
+    pub fn forward(&self, work: &Work<'_>, kv: &mut KvPool, buffers: &mut Buffers) -> Result<(), ModelError> {
+        let &Work { device, spec, index, spans, tables } = work;
+        let Buffers { residual, normed, qkv, attended, delta, gate_up, product } = buffers;
+        device.add_rms_norm(residual, None, &self.attention_norm, spec.norm_epsilon, normed)?;
+        device.matmul(normed, &self.qkv, qkv)?;
+        device.rope_kv_write(qkv, spans, tables, kv, index)?;
+        let attention = Attention { kv, layer: index, spans, tables, scale: spec.attention_scale() };
+        device.attention(qkv, &attention, attended)?;
+        device.matmul(attended, &self.attention_out, delta)?;
+        device.add_rms_norm(residual, Some(delta), &self.mlp_norm, spec.norm_epsilon, normed)?;
+        device.matmul(normed, &self.gate_up, gate_up)?;
+        device.silu_mul(gate_up, product)?;
+        device.matmul(product, &self.down, delta)?;
+        device.add(residual, delta)?;
+        Ok(())
+    }
+}
+
+impl Buffers {
+    pub fn new(
+        device: &Device,
+        spec: &DecoderSpec,
+        compute: Compute,
+        rows: usize,
+    ) -> Result<Self, ModelError> {
+        let tensor = |cols| device.tensor(compute.dtype(), rows, cols);
+        let widest = spec.hidden.max(spec.q_width()).max(spec.inner);
+        device.reserve(rows, widest)?;
+        Ok(Self {
+            residual: tensor(spec.hidden)?,
+            normed: tensor(spec.hidden)?,
+            qkv: tensor(spec.q_width() + 2 * spec.kv_width())?,
+            attended: tensor(spec.q_width())?,
+            delta: tensor(spec.hidden)?,
+            gate_up: tensor(2 * spec.inner)?,
+            product: tensor(spec.inner)?,
+        })
+    }
+}

@@ -1,0 +1,216 @@
+//! Which layers each stage has, and what then fits: arithmetic only.
+
+use std::ops::Range;
+
+use asterism_tensor::{BLOCK_ROWS, Compute, Dtype, KvPool, KvSpec, Matrix};
+
+use crate::ModelError;
+use crate::rope;
+use crate::spec::{DecoderSpec, Head};
+
+/// What a stage's memory depends on besides its layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizing {
+    /// The type of activations and KV.
+    pub compute: Compute,
+    /// The type of the stored weights. (In bf16 compute all rest as bf16.)
+    pub weights: Dtype,
+    /// The most rows of a step.
+    pub max_rows: usize,
+    /// The most evidence rows of a step.
+    pub evidence_rows: usize,
+    /// Logits rows that the last stage keeps.
+    pub logits_slots: usize,
+    /// Positions of the longest sequence.
+    pub max_context: usize,
+}
+
+/// A split of a model over stages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// The stages, in order.
+    pub stages: Vec<StageSize>,
+}
+
+/// A stage and its memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageSize {
+    /// Its layers.
+    pub layers: Range<usize>,
+    /// Bytes of its weights.
+    pub weight_bytes: u64,
+    /// Bytes of activations, logits and tables.
+    pub buffer_bytes: u64,
+    /// Bytes of one block of KV over its layers.
+    pub block_bytes: u64,
+    /// Bytes of memory given to it.
+    pub memory: u64,
+    /// Tokens whose KV fits beside the rest.
+    pub kv_tokens: u64,
+}
+
+/// Splits the model over devices of `memory` bytes each, so that the fullest is as empty as can be: evenly by bytes over equal
+/// devices, in proportion over unequal ones. If any split fits, this one does.
+pub fn split(spec: &DecoderSpec, sizing: &Sizing, memory: &[u64]) -> Result<Split, ModelError> {
+    let ranges = ranges(spec, sizing, memory)?;
+    let stages: Result<Vec<_>, _> =
+        ranges.into_iter().zip(memory).map(|(layers, &memory)| sizing.stage(spec, layers, memory)).collect();
+    stages.map(|stages| Split { stages }).map_err(|error| match error {
+        ModelError::DoesNotFit { layers, weights, buffers, least_kv, memory: given, .. } => {
+            let enough = enough(spec, sizing, memory);
+            ModelError::DoesNotFit { layers, weights, buffers, least_kv, memory: given, enough }
+        }
+        other => other,
+    })
+}
+
+/// The layers of each of `stages` equal stages.
+pub fn even(spec: &DecoderSpec, sizing: &Sizing, stages: usize) -> Result<Vec<Range<usize>>, ModelError> {
+    ranges(spec, sizing, &vec![1; stages])
+}
+
+/// The least number of devices, each as large as the largest given, over which the model fits.
+fn enough(spec: &DecoderSpec, sizing: &Sizing, memory: &[u64]) -> Option<usize> {
+    let largest = memory.iter().copied().max()?;
+    (1..=spec.layers).find(|&devices| {
+        let memory = vec![largest; devices];
+        ranges(spec, sizing, &memory)
+            .is_ok_and(|ranges| ranges.into_iter().all(|layers| sizing.stage(spec, layers, largest).is_ok()))
+    })
+}
+
+/// Minimizes the largest of (bytes needed / share), then the sum of squares, over all ways to cut the layers.
+fn ranges(spec: &DecoderSpec, sizing: &Sizing, shares: &[u64]) -> Result<Vec<Range<usize>>, ModelError> {
+    let (stages, layers) = (shares.len(), spec.layers);
+    if stages == 0 || stages > layers {
+        return Err(ModelError::WrongStages { stages, layers });
+    }
+    // A stage's bytes depend on how many layers it has and on which ends it holds, not on which layers they are.
+    let need = |layers: Range<usize>, share: u64| {
+        let bytes = sizing.weight_bytes(spec, &layers)
+            + sizing.buffer_bytes(spec, &layers)
+            + sizing.block_bytes(spec, layers.len());
+        bytes as f64 / share.max(1) as f64
+    };
+    // best[stage][end]: (fullest, sum of squares, start of the stage) of the first stages up to layer `end`.
+    let mut best = vec![vec![(f64::INFINITY, f64::INFINITY, 0); layers + 1]; stages];
+    for stage in 0..stages {
+        let starts = if stage == 0 { 0..1 } else { stage..layers };
+        for start in starts {
+            let (before, squares) = match stage.checked_sub(1) {
+                Some(previous) => (best[previous][start].0, best[previous][start].1),
+                None => (0.0, 0.0),
+            };
+            for end in start + 1..=layers {
+                let full = need(start..end, shares[stage]);
+                let candidate = (before.max(full), squares + full * full, start);
+                let known = &mut best[stage][end];
+                if (candidate.0, candidate.1) < (known.0, known.1) {
+                    *known = candidate;
+                }
+            }
+        }
+    }
+    let mut ranges = Vec::with_capacity(stages);
+    let mut end = layers;
+    for stage in best.iter().rev() {
+        let start = stage[end].2;
+        ranges.push(start..end);
+        end = start;
+    }
+    ranges.reverse();
+    Ok(ranges)
+}
+
+impl Split {
+    /// Tokens whose KV fits on every stage.
+    pub fn kv_tokens(&self) -> u64 {
+        self.stages.iter().map(|stage| stage.kv_tokens).min().unwrap_or_default()
+    }
+}
+
+impl Sizing {
+    /// The memory of a stage; an error with the numbers where not even one block of KV fits.
+    pub fn stage(
+        &self,
+        spec: &DecoderSpec,
+        layers: Range<usize>,
+        memory: u64,
+    ) -> Result<StageSize, ModelError> {
+        let weight_bytes = self.weight_bytes(spec, &layers);
+        let buffer_bytes = self.buffer_bytes(spec, &layers);
+        let block_bytes = self.block_bytes(spec, layers.len());
+        let blocks = memory.saturating_sub(weight_bytes.saturating_add(buffer_bytes)) / block_bytes.max(1);
+        if blocks == 0 {
+            return Err(ModelError::DoesNotFit {
+                layers,
+                weights: weight_bytes,
+                buffers: buffer_bytes,
+                least_kv: block_bytes,
+                memory,
+                enough: None,
+            });
+        }
+        let kv_tokens = blocks * BLOCK_ROWS as u64;
+        Ok(StageSize { layers, weight_bytes, buffer_bytes, block_bytes, memory, kv_tokens })
+    }
+
+    /// Bytes of the weights of a stage as they rest on the device.
+    pub fn weight_bytes(&self, spec: &DecoderSpec, layers: &Range<usize>) -> u64 {
+        let stored = match self.compute {
+            Compute::F32 => self.weights,
+            Compute::Bf16 => Dtype::Bf16,
+        };
+        let matrix = |inputs, outputs| Matrix::bytes_of(inputs, outputs, stored) as u64;
+        let vector = |len: usize| (len * size_of::<f32>()) as u64;
+        let bias = |present: bool, len| if present { vector(len) } else { 0 };
+        let (hidden, inner) = (spec.hidden, spec.inner);
+        let qkv = spec.q_width() + 2 * spec.kv_width();
+        let layer = matrix(hidden, qkv)
+            + matrix(spec.q_width(), hidden)
+            + matrix(hidden, 2 * inner)
+            + matrix(inner, hidden)
+            + 2 * vector(hidden)
+            + bias(spec.biases.qkv, qkv)
+            + bias(spec.biases.attention_out, hidden)
+            + bias(spec.biases.gate_up, 2 * inner)
+            + bias(spec.biases.down, hidden);
+        let embedding = if layers.start == 0 { spec.embedding_weights() * stored.bytes() as u64 } else { 0 };
+        let head = if layers.end == spec.layers { matrix(hidden, spec.vocab) + vector(hidden) } else { 0 };
+        layer * layers.len() as u64 + embedding + head
+    }
+
+    /// Bytes of the activations, logits and rope tables of a stage.
+    pub fn buffer_bytes(&self, spec: &DecoderSpec, layers: &Range<usize>) -> u64 {
+        // Residual, normed, sum; q, k, v; attention's output; gate and up; their product; and the edge's copy.
+        let row = 4 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.inner;
+        let activations = self.max_rows * row * self.compute.dtype().bytes();
+        let logits = if layers.end == spec.layers {
+            let kept = (self.evidence_rows + self.logits_slots) * spec.vocab * size_of::<f32>();
+            kept + 2 * self.evidence_rows * spec.hidden * self.compute.dtype().bytes()
+        } else {
+            0
+        };
+        let tables = rope::alpha_id(&spec.rope, self.max_context) + 1;
+        let rope = 2 * tables * self.max_context * spec.head_dim * size_of::<f32>();
+        (activations + logits + rope) as u64
+    }
+
+    /// Bytes of one block of KV over `layers` layers.
+    pub fn block_bytes(&self, spec: &DecoderSpec, layers: usize) -> u64 {
+        KvPool::bytes_per_block(&self.kv_spec(spec, layers)) as u64
+    }
+
+    pub(crate) fn kv_spec(&self, spec: &DecoderSpec, layers: usize) -> KvSpec {
+        KvSpec { layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, compute: self.compute }
+    }
+}
+
+/// Weights of the whole model, the head counted once where it is the embedding.
+pub fn parameters(spec: &DecoderSpec) -> u64 {
+    let heads = if spec.head == Head::Own { 2 } else { 1 };
+    spec.layer_weights() * spec.layers as u64 + heads * spec.embedding_weights() + spec.hidden as u64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! Stages chained in this process, as the tests drive them.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::num::NonZeroUsize;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+
+use asterism_model::stage::{Batch, Beat, Input, Output, Span, StageOptions};
+use asterism_model::{Checkpoint, DecoderSpec, Stage, split};
+use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device};
+
+/// The folder of golden data: `ASTERISM_GOLDEN`, else `../shared/golden` beside the workspace, else the project's own copy.
+pub fn golden_folder() -> PathBuf {
+    if let Some(named) = std::env::var_os("ASTERISM_GOLDEN") {
+        return named.into();
+    }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let shared = workspace.join("../shared/golden");
+    if shared.is_dir() { shared } else { workspace.join("tests/golden") }
+}
+
+/// How a chain is made.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub compute: Compute,
+    pub stages: usize,
+    pub threads: usize,
+    pub max_rows: usize,
+    pub max_context: usize,
+}
+
+impl Setup {
+    pub fn new(compute: Compute) -> Self {
+        Self { compute, stages: 1, threads: 1, max_rows: 256, max_context: 512 }
+    }
+}
+
+/// All stages of a model.
+pub struct Chain {
+    pub stages: Vec<Stage>,
+}
+
+/// A sequence under test: its tokens so far, and its blocks.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    pub ids: Vec<u32>,
+    pub prompt_len: usize,
+    pub blocks: Vec<u32>,
+}
+
+/// What a step gave: logits of each evidence row; the residual stream before the first layer and after each, `[rows][hidden]`.
+pub struct Seen {
+    pub logits: Vec<Vec<f32>>,
+    pub residuals: Vec<Vec<Vec<f32>>>,
+}
+
+impl Sequence {
+    /// A prompt whose blocks, for `room` positions, are numbered from `first_block` downwards: never in the order of memory.
+    pub fn new(prompt: &[u32], room: usize, first_block: u32) -> Self {
+        let count = room.div_ceil(BLOCK_ROWS) as u32;
+        let blocks = (first_block..first_block + count).rev().collect();
+        Self { ids: prompt.to_vec(), prompt_len: prompt.len(), blocks }
+    }
+
+    /// The rows `range`, with evidence of `evidence`.
+    pub fn span<'a>(&'a self, range: Range<usize>, evidence: &'a [usize]) -> Span<'a> {
+        Span {
+            first_position: range.start,
+            token_ids: &self.ids[range],
+            blocks: &self.blocks,
+            prompt_len: self.prompt_len,
+            evidence,
+        }
+    }
+}
+
+impl Chain {
+    pub fn load(checkpoint: &Checkpoint, setup: &Setup) -> Self {
+        let spec = DecoderSpec::from_config(&checkpoint.config().unwrap()).unwrap();
+        let sizing = split::Sizing {
+            compute: setup.compute,
+            weights: asterism_tensor::Dtype::Bf16,
+            max_rows: setup.max_rows,
+            evidence_rows: 64,
+            logits_slots: 0,
+            max_context: setup.max_context,
+        };
+        let ranges = split::even(&spec, &sizing, setup.stages).unwrap();
+        let stages = ranges.into_iter().map(|layers| {
+            let options = StageOptions {
+                layers,
+                compute: setup.compute,
+                memory: None,
+                max_rows: setup.max_rows,
+                evidence_rows: 64,
+                logits_slots: 0,
+                max_context: setup.max_context,
+            };
+            let device = Device::cpu(CpuOptions::new(NonZeroUsize::new(setup.threads).unwrap())).unwrap();
+            Stage::load(device, checkpoint, options, &|_, _| {}).unwrap()
+        });
+        Self { stages: stages.collect() }
+    }
+
+    /// Runs one step through all stages.
+    pub fn step(&mut self, spans: &[Span<'_>]) -> Seen {
+        self.run(spans, false)
+    }
+
+    /// The same, and keeps the residual stream of every layer.
+    pub fn watched_step(&mut self, spans: &[Span<'_>]) -> Seen {
+        self.run(spans, true)
+    }
+
+    fn run(&mut self, spans: &[Span<'_>], watch: bool) -> Seen {
+        let batch = Batch { spans };
+        let mut residuals = Vec::new();
+        let mut hidden = Vec::new();
+        let mut logits = Vec::new();
+        for (index, stage) in self.stages.iter_mut().enumerate() {
+            let mut on_beat = |beat: Beat<'_>| {
+                // What enters a later stage has been seen already.
+                if watch && (index == 0 || beat.layers_done > 0) {
+                    let rows = 0..beat.residual.rows();
+                    residuals.push(rows.map(|row| beat.residual.read_row(row).unwrap()).collect());
+                }
+                ControlFlow::Continue(())
+            };
+            let input = if index == 0 { Input::Tokens } else { Input::Hidden(&hidden) };
+            let output = stage.forward(&batch, input, &mut on_beat).unwrap();
+            match output {
+                Output::Hidden { rows } => {
+                    hidden.clear();
+                    stage.read_hidden(&mut hidden);
+                    assert_eq!(hidden.len(), rows * stage.info().row_bytes());
+                }
+                Output::Logits { rows } => {
+                    let all = stage.logits().unwrap();
+                    logits = (0..rows).map(|row| all.read_row(row).unwrap()).collect();
+                }
+            }
+        }
+        Seen { logits, residuals }
+    }
+
+    /// Feeds the prompt in chunks of `chunk` rows; the logits after its last token.
+    pub fn prefill(&mut self, sequence: &Sequence, chunk: usize) -> Vec<f32> {
+        let end = sequence.prompt_len;
+        let mut last = Vec::new();
+        for start in (0..end).step_by(chunk) {
+            let stop = end.min(start + chunk);
+            let evidence = [stop - 1];
+            let wanted = if stop == end { &evidence[..] } else { &[] };
+            last = self.step(&[sequence.span(start..stop, wanted)]).logits;
+        }
+        last.pop().unwrap()
+    }
+
+    /// Appends `id` and feeds it; the logits after it.
+    pub fn decode(&mut self, sequence: &mut Sequence, id: u32) -> Vec<f32> {
+        let position = sequence.ids.len();
+        sequence.ids.push(id);
+        let seen = self.step(&[sequence.span(position..position + 1, &[position])]);
+        seen.logits.into_iter().next().unwrap()
+    }
+}

@@ -1,0 +1,284 @@
+//! The reference's numbers, for every checkpoint of a supported family in the golden folder.
+
+mod chain;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use asterism_model::arch::Family;
+use asterism_model::{Checkpoint, DecoderSpec, rope};
+use asterism_tensor::{BLOCK_ROWS, Compute, KvPlace};
+use chain::{Chain, Seen, Sequence, Setup, golden_folder};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Tolerance of logits and hidden states in f32.
+const TOLERANCE: f32 = 1e-3;
+/// Greedy tokens must be equal wherever the best two are further apart.
+const MARGIN: f32 = 2e-3;
+/// The most that bf16 moves a logit of these checkpoints in the reference, where a set does not show its own noise.
+const BF16_NOISE: f32 = 0.3;
+/// Two bf16 computations of the same numbers round at different places: each may be off by the noise in its own way.
+const BF16_HEADROOM: f32 = 1.5;
+/// Rows of a chunk, so that long prompts take several.
+const CHUNK: usize = 512;
+
+/// One set of one checkpoint.
+struct Set {
+    name: String,
+    cases: Vec<Value>,
+    tensors: Vec<u8>,
+}
+
+/// What may differ, and by how much.
+struct Bounds {
+    compute: Compute,
+    logits: f32,
+    margin: f32,
+}
+
+#[test]
+fn golden_f32() {
+    let mut passed = 0;
+    for (folder, spec) in supported() {
+        let bounds = Bounds { compute: Compute::F32, logits: TOLERANCE, margin: MARGIN };
+        for set in sets(&folder) {
+            run(&folder, &spec, &set, &bounds);
+            println!("golden {}/{} f32: passed", name(&folder), set.name);
+            passed += 1;
+        }
+    }
+    assert!(passed > 0, "no golden set was found in {}", golden_folder().display());
+}
+
+#[test]
+fn golden_bf16() {
+    for (folder, spec) in supported() {
+        let noise = noise(&folder).unwrap_or(BF16_NOISE);
+        let logits = BF16_HEADROOM * noise;
+        let bounds = Bounds { compute: Compute::Bf16, logits, margin: 2.0 * logits };
+        for set in sets(&folder) {
+            run(&folder, &spec, &set, &bounds);
+            println!("golden {}/{} bf16: passed (noise {noise:.3})", name(&folder), set.name);
+        }
+    }
+}
+
+/// The checkpoints of supported families that have goldens; all others are named.
+fn supported() -> Vec<(PathBuf, DecoderSpec)> {
+    let mut folders: Vec<PathBuf> =
+        fs::read_dir(golden_folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    let mut found = Vec::new();
+    for folder in folders.into_iter().filter(|folder| folder.join("config.json").is_file()) {
+        match DecoderSpec::read(&folder) {
+            Err(error) => println!("golden {}: skipped: {error}", name(&folder)),
+            Ok(_) if !folder.join("goldens").is_dir() => {
+                println!("golden {}: skipped: no goldens of its numbers", name(&folder));
+            }
+            Ok(spec) => found.push((folder, spec)),
+        }
+    }
+    found
+}
+
+fn sets(folder: &Path) -> Vec<Set> {
+    let goldens = folder.join("goldens");
+    let mut names: Vec<String> = fs::read_dir(&goldens)
+        .unwrap()
+        .filter_map(|entry| {
+            entry.unwrap().path().file_name()?.to_str()?.strip_suffix(".json").map(str::to_owned)
+        })
+        .collect();
+    names.sort();
+    let read = |name: String| {
+        let cases = serde_json::from_slice(&fs::read(goldens.join(format!("{name}.json"))).unwrap()).unwrap();
+        let tensors = fs::read(goldens.join(format!("{name}.safetensors"))).unwrap();
+        Set { name, cases, tensors }
+    };
+    names.into_iter().map(read).collect()
+}
+
+/// The checkpoint, with the config of the variant that the set is about.
+fn open(folder: &Path, set: &str) -> Checkpoint {
+    let Some(variant) = set.strip_prefix("variant_") else { return Checkpoint::open(folder).unwrap() };
+    let with_variant = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() && !path.ends_with("config.json") {
+            fs::copy(&path, with_variant.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    fs::copy(folder.join(format!("config_{variant}.json")), with_variant.path().join("config.json")).unwrap();
+    // The weights are mapped, so they outlive the folder.
+    Checkpoint::open(with_variant.path()).unwrap()
+}
+
+fn run(folder: &Path, spec: &DecoderSpec, set: &Set, bounds: &Bounds) {
+    let checkpoint = open(folder, &set.name);
+    let tensors = SafeTensors::deserialize(&set.tensors).unwrap();
+    let steps = |case: &Value| case["greedy"].as_array().map_or(0, Vec::len);
+    let room = set
+        .cases
+        .iter()
+        .map(|case| case["n_tokens"].as_u64().unwrap() as usize + steps(case))
+        .max()
+        .unwrap_or(1);
+    let setup = Setup { max_rows: CHUNK, max_context: room, ..Setup::new(bounds.compute) };
+    let mut chain = Chain::load(&checkpoint, &setup);
+    for case in &set.cases {
+        let case_name = case["name"].as_str().unwrap();
+        let golden = |tensor: &str| floats(&tensors, &format!("{case_name}.{tensor}"));
+        let place = format!("{}/{} {case_name} {}", name(folder), set.name, bounds.compute);
+        let ids = ids(&tensors, &format!("{case_name}.input_ids"));
+        let mut sequence = Sequence::new(&ids, ids.len() + steps(case), 0);
+        let evidence: Vec<usize> = (0..ids.len()).collect();
+
+        if let Some(all_logits) = golden("all_logits") {
+            let seen = chain.watched_step(&[sequence.span(0..ids.len(), &evidence)]);
+            close(&format!("{place}: all_logits"), &seen.logits.concat(), &all_logits, bounds.logits);
+            if bounds.compute == Compute::F32 {
+                check_layers(&place, &seen, &golden("embed_all").unwrap(), &golden("block_out_all").unwrap());
+                check_cache(
+                    &place,
+                    &chain,
+                    spec,
+                    &sequence,
+                    [golden("cache_k").unwrap(), golden("cache_v").unwrap()],
+                );
+            }
+        }
+        let logits = chain.prefill(&sequence, CHUNK);
+        close(&format!("{place}: last_logits"), &logits, &golden("last_logits").unwrap(), bounds.logits);
+        if bounds.compute == Compute::F32 && ids.len() <= CHUNK {
+            let seen = chain.watched_step(&[sequence.span(0..ids.len(), &[])]);
+            check_last_row(&place, &seen, &golden("embed_last").unwrap(), &golden("block_out_last").unwrap());
+        }
+        for (key, stop_key, penalty) in
+            [("greedy", "stop_at_eos", 1.0), ("greedy_rp1.02", "stop_at_eos_rp1.02", 1.02)]
+        {
+            sequence.ids.truncate(ids.len());
+            let steps = case[key].as_array().cloned().unwrap_or_default();
+            let reached =
+                greedy(&place, &mut chain, &mut sequence, logits.clone(), (&steps, penalty), bounds);
+            if let Some(index) = case[stop_key].as_u64() {
+                assert_eq!(steps[index as usize]["token"], 2, "{place}: {stop_key}");
+                assert!(
+                    bounds.compute != Compute::F32 || reached,
+                    "{place}: the step at {stop_key} was too close to tell"
+                );
+            }
+        }
+    }
+}
+
+/// Follows the golden tokens; each step's choice must be theirs wherever the margin tells. Whether every step's was.
+fn greedy(
+    place: &str,
+    chain: &mut Chain,
+    sequence: &mut Sequence,
+    mut logits: Vec<f32>,
+    (steps, penalty): (&[Value], f32),
+    bounds: &Bounds,
+) -> bool {
+    let mut all = true;
+    for (index, step) in steps.iter().enumerate() {
+        let number = |key: &str| step[key].as_f64().unwrap() as f32;
+        let token = step["token"].as_u64().unwrap() as u32;
+        for id in sequence.ids.iter().collect::<BTreeSet<_>>() {
+            let logit = &mut logits[*id as usize];
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+        }
+        let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u32;
+        let place = format!("{place}: step {index} under penalty {penalty}");
+        close(&place, &[logits[token as usize]], &[number("top1")], bounds.logits);
+        if number("margin") > bounds.margin {
+            assert_eq!(best, token, "{place}: margin {}", number("margin"));
+        }
+        all &= best == token;
+        logits = chain.decode(sequence, token);
+    }
+    all
+}
+
+/// The residual stream of every row, before the first layer and after each.
+fn check_layers(place: &str, seen: &Seen, embed: &[f32], block_out: &[f32]) {
+    close(&format!("{place}: embed_all"), &seen.residuals[0].concat(), embed, TOLERANCE);
+    let layers: Vec<f32> = seen.residuals[1..].iter().flatten().flatten().copied().collect();
+    close(&format!("{place}: block_out_all"), &layers, block_out, TOLERANCE);
+}
+
+fn check_last_row(place: &str, seen: &Seen, embed: &[f32], block_out: &[f32]) {
+    let last: Vec<&Vec<f32>> = seen.residuals.iter().map(|rows| rows.last().unwrap()).collect();
+    close(&format!("{place}: embed_last"), last[0], embed, TOLERANCE);
+    let layers: Vec<f32> = last[1..].iter().copied().flatten().copied().collect();
+    close(&format!("{place}: block_out_last"), &layers, block_out, TOLERANCE);
+}
+
+/// Keys before rotation and values, `[layers, heads, rows, head_dim]`.
+fn check_cache(place: &str, chain: &Chain, spec: &DecoderSpec, sequence: &Sequence, golden: [Vec<f32>; 2]) {
+    let Family::TeleChat52b = spec.family;
+    let (rows, half) = (sequence.prompt_len, spec.head_dim / 2);
+    let (cos, sin) = rope::cos_sin(&spec.rope, spec.head_dim, rope::alpha_id(&spec.rope, rows), rows);
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let stage = &chain.stages[0];
+    for layer in 0..spec.layers {
+        for head in 0..spec.kv_heads {
+            for position in 0..rows {
+                let block = sequence.blocks[position / BLOCK_ROWS];
+                let at = KvPlace { layer, block, row: position % BLOCK_ROWS, head };
+                let (mut key, value) = stage.kv().read(at).unwrap();
+                for j in 0..half {
+                    let (c, s) = (cos[position * half + j], sin[position * half + j]);
+                    (key[j], key[j + half]) =
+                        (key[j] * c + key[j + half] * s, key[j + half] * c - key[j] * s);
+                }
+                keys.extend(key);
+                values.extend(value);
+            }
+        }
+    }
+    close(&format!("{place}: cache_k"), &keys, &golden[0], TOLERANCE);
+    close(&format!("{place}: cache_v"), &values, &golden[1], TOLERANCE);
+}
+
+/// The most that bf16 moves a logit in the reference, where the checkpoint's goldens show it.
+fn noise(folder: &Path) -> Option<f32> {
+    let bf16 = fs::read(folder.join("goldens/prefill_bf16_compute.safetensors")).ok()?;
+    let f32s = fs::read(folder.join("goldens/prefill.safetensors")).ok()?;
+    let (bf16, f32s) = (SafeTensors::deserialize(&bf16).unwrap(), SafeTensors::deserialize(&f32s).unwrap());
+    let mut most = 0f32;
+    for name in bf16.names() {
+        let (rounded, exact) = (
+            floats(&bf16, name).unwrap(),
+            floats(&f32s, name.strip_suffix("_bf16_compute").unwrap()).unwrap(),
+        );
+        most = rounded.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(most, f32::max);
+    }
+    Some(most)
+}
+
+fn close(what: &str, found: &[f32], golden: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), golden.len(), "{what}: length");
+    for (index, (a, b)) in found.iter().zip(golden).enumerate() {
+        // Written so that NaN fails.
+        let difference = (a - b).abs();
+        assert!(difference <= tolerance, "{what}: element {index} is {a}, golden {b}, tolerance {tolerance}");
+    }
+}
+
+fn floats(tensors: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
+    let view = tensors.tensor(name).ok()?;
+    assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
+    Some(view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+}
+
+fn ids(tensors: &SafeTensors<'_>, name: &str) -> Vec<u32> {
+    let view = tensors.tensor(name).unwrap();
+    view.data().as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
+}
+
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap().to_string_lossy().into_owned()
+}
