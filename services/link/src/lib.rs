@@ -10,6 +10,7 @@
 //!
 //! Nothing here knows what the bytes mean.
 
+mod end;
 mod error;
 mod frame;
 mod grpc;
@@ -20,6 +21,7 @@ use asterism_proto::shard::v1::Holder;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+pub use self::end::EdgeEnd;
 pub use self::error::{FrameError, LinkError};
 pub use self::frame::{Assembler, Bounds, cut};
 pub use self::grpc::{CreditStream, GrpcAcceptor, GrpcReceiver, GrpcSender};
@@ -111,10 +113,10 @@ impl Sender {
         }
     }
 
-    /// Cancelled when the edge has ended, from whichever side.
-    pub fn ended(&self) -> CancellationToken {
+    /// The edge's end, from whichever side, to wait for.
+    pub fn end(&self) -> &EdgeEnd {
         match self {
-            Self::Grpc(sender) => sender.ended(),
+            Self::Grpc(sender) => sender.end(),
         }
     }
 }
@@ -139,10 +141,10 @@ impl Receiver {
         }
     }
 
-    /// Cancelled when the edge has ended, from whichever side.
-    pub fn ended(&self) -> CancellationToken {
+    /// The edge's end, from whichever side, to wait for.
+    pub fn end(&self) -> &EdgeEnd {
         match self {
-            Self::Grpc(receiver) => receiver.ended(),
+            Self::Grpc(receiver) => receiver.end(),
         }
     }
 }

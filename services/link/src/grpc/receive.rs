@@ -8,11 +8,9 @@ use std::task::{Context, Poll};
 use asterism_proto::shard::v1::{ActivationsRequest, ActivationsResponse, activations_request};
 use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::End;
-use crate::{Assembler, Bounds, Edge, FrameError, LinkError, StepBytes};
+use crate::{Assembler, Bounds, Edge, EdgeEnd, FrameError, LinkError, StepBytes};
 
 /// Takes the peer's call once it comes. Dropping it before that ends the edge.
 #[derive(Debug)]
@@ -21,7 +19,7 @@ pub struct GrpcAcceptor {
     steps: mpsc::Sender<StepBytes>,
     credits: CreditQueue,
     owed: Arc<AtomicU32>,
-    end: End,
+    end: EdgeEnd,
     call: Option<mpsc::Receiver<Result<ActivationsResponse, Status>>>,
 }
 
@@ -33,7 +31,7 @@ pub struct GrpcReceiver {
     steps: mpsc::Receiver<StepBytes>,
     credits: CreditQueue,
     owed: Arc<AtomicU32>,
-    end: End,
+    end: EdgeEnd,
 }
 
 /// The answers of an `Activations` call.
@@ -44,7 +42,7 @@ pub struct CreditStream {
 
 /// Both halves of a receiving end.
 pub(crate) fn accept(edge: Edge) -> (GrpcAcceptor, GrpcReceiver) {
-    let end = End::under(&edge.cancel);
+    let end = EdgeEnd::under(&edge.cancel);
     let room = edge.credits.max(1) as usize;
     let (steps, received) = mpsc::channel(room);
     // All credits may return at once, beside the first answer and the last.
@@ -79,7 +77,7 @@ impl GrpcAcceptor {
         let mut assembler = Assembler::new(bounds);
         let error = loop {
             let message = tokio::select! {
-                () = self.end.ended.cancelled() => break self.end.error(),
+                error = self.end.wait() => break error,
                 message = messages.next() => message,
             };
             match message {
@@ -132,8 +130,11 @@ impl GrpcReceiver {
         // Steps that are whole are handed out first; what the edge ended with comes after them.
         tokio::select! {
             biased;
-            step = self.steps.recv() => step.ok_or_else(|| self.end.error()),
-            () = self.end.ended.cancelled() => Err(self.end.error()),
+            step = self.steps.recv() => match step {
+                Some(step) => Ok(step),
+                None => Err(self.end.wait().await),
+            },
+            error = self.end.wait() => Err(error),
         }
     }
 
@@ -143,8 +144,8 @@ impl GrpcReceiver {
         let _ = self.credits.try_send(Ok(ActivationsResponse { credits: 1 }));
     }
 
-    pub(crate) fn ended(&self) -> CancellationToken {
-        self.end.ended.clone()
+    pub(crate) fn end(&self) -> &EdgeEnd {
+        &self.end
     }
 }
 

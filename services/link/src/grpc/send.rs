@@ -9,11 +9,9 @@ use asterism_proto::shard::v1::{ActivationsRequest, ActivationsResponse, activat
 use futures::StreamExt as _;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use super::End;
-use crate::{Edge, LinkError, StepBytes, cut};
+use crate::{Edge, EdgeEnd, LinkError, StepBytes, cut};
 
 /// Sends steps as frames of an `Activations` call. Dropping it ends the call.
 #[derive(Debug)]
@@ -21,7 +19,7 @@ pub struct GrpcSender {
     frames: mpsc::Sender<ActivationsRequest>,
     credits: Arc<Semaphore>,
     edge: Edge,
-    end: End,
+    end: EdgeEnd,
 }
 
 /// Opens the call and waits for the first credits.
@@ -31,7 +29,7 @@ pub(crate) async fn open(address: &str, edge: Edge, deadline: Duration) -> Resul
         deadline,
         reason: reason.to_owned(),
     };
-    let end = End::under(&edge.cancel);
+    let end = EdgeEnd::under(&edge.cancel);
     tokio::select! {
         () = edge.cancel.cancelled() => Err(LinkError::Cancelled),
         opened = tokio::time::timeout(deadline, call(address, &edge, &end)) => {
@@ -45,7 +43,7 @@ pub(crate) async fn open(address: &str, edge: Edge, deadline: Duration) -> Resul
 
 type Call = (mpsc::Sender<ActivationsRequest>, Streaming<ActivationsResponse>, u32);
 
-async fn call(address: &str, edge: &Edge, end: &End) -> Result<Call, LinkError> {
+async fn call(address: &str, edge: &Edge, end: &EdgeEnd) -> Result<Call, LinkError> {
     let refused = |reason: String| LinkError::Refused { address: address.to_owned(), reason };
     let endpoint = channel::endpoint(address, Traffic::Internal).map_err(Arc::new)?;
     let connection = endpoint.connect().await.map_err(|error| refused(sources(&error)))?;
@@ -60,7 +58,9 @@ async fn call(address: &str, edge: &Edge, end: &End) -> Result<Call, LinkError> 
     queued.map_err(|_| refused("the call ended".to_owned()))?;
 
     // The peer learns of this side's end by the end of its request stream.
-    let queue = ReceiverStream::new(queue).take_until(end.ended.clone().cancelled_owned());
+    let queue = ReceiverStream::new(queue);
+    let end = end.clone();
+    let queue = queue.take_until(async move { end.wait().await });
     let answers = client.activations(queue).await;
     let mut answers = answers.map_err(|status| refused(status.message().to_owned()))?.into_inner();
     let first = answers.message().await.map_err(|status| refused(status.message().to_owned()))?;
@@ -76,11 +76,11 @@ async fn take_credits(
     mut answers: Streaming<ActivationsResponse>,
     most: u32,
     credits: Arc<Semaphore>,
-    end: End,
+    end: EdgeEnd,
 ) {
     let error = loop {
         let answer = tokio::select! {
-            () = end.ended.cancelled() => break LinkError::Cancelled,
+            error = end.wait() => break error,
             answer = answers.message() => answer,
         };
         match answer {
@@ -104,20 +104,23 @@ impl GrpcSender {
         if step.bytes.is_empty() || step.bytes.len() as u64 > largest {
             return Err(LinkError::StepSize { step: step.step, bytes: step.bytes.len(), largest });
         }
-        self.credits.acquire().await.map_err(|_| self.end.error())?.forget();
+        let Ok(credit) = self.credits.acquire().await else { return Err(self.end.wait().await) };
+        credit.forget();
         for frame in cut(holder.epoch, step) {
             let message = Some(activations_request::Message::Frame(frame));
             let queued = self.frames.send(ActivationsRequest { message });
             tokio::select! {
-                () = self.end.ended.cancelled() => return Err(self.end.error()),
-                queued = queued => queued.map_err(|_| self.end.error())?,
+                error = self.end.wait() => return Err(error),
+                queued = queued => if queued.is_err() {
+                    return Err(self.end.wait().await);
+                },
             }
         }
         Ok(())
     }
 
-    pub(crate) fn ended(&self) -> CancellationToken {
-        self.end.ended.clone()
+    pub(crate) fn end(&self) -> &EdgeEnd {
+        &self.end
     }
 }
 

@@ -80,7 +80,7 @@ async fn a_sender_that_goes_away_ends_the_receivers_wait() {
         drop(sender);
         let error = receiver.receive().await.expect_err("nothing comes any more");
         assert!(matches!(error, LinkError::Broken { .. }), "{error}");
-        receiver.ended().cancelled().await;
+        receiver.end().wait().await;
     }
 }
 
@@ -94,7 +94,7 @@ async fn a_receiver_that_goes_away_ends_the_senders_wait() {
         drop(receiver);
         let error = sender.send(step(100, 1)).await.expect_err("no credit comes any more");
         assert!(matches!(error, LinkError::Broken { .. }), "{error}");
-        sender.ended().cancelled().await;
+        sender.end().wait().await;
     }
 }
 
@@ -115,7 +115,7 @@ async fn cancelling_either_side_ends_both() {
             }
             let (sent, received) = tokio::join!(sender.send(step(100, 1)), receiver.receive());
             assert!(sent.is_err() && received.is_err(), "{side}: {sent:?} {received:?}");
-            tokio::join!(sender.ended().cancelled_owned(), receiver.ended().cancelled_owned());
+            tokio::join!(sender.end().wait(), receiver.end().wait());
         }
     }
 }
