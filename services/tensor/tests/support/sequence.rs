@@ -1,0 +1,213 @@
+//! Sequences through rope, KV pool and attention: as the library does it, and by an oracle in f64.
+
+use asterism_tensor::{
+    Attention, AttnSpan, BLOCK_ROWS, Compute, Device, KvPool, KvSpec, RopeTable, RopeTables,
+};
+
+use super::{Rng, bf16, rows, tensor};
+
+/// Sizes of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub compute: Compute,
+}
+
+/// A sequence's rows Q|K|V, and which rope tables they use.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    pub qkv: Vec<Vec<f32>>,
+    /// The table of a position: its rope length is the prompt's, or its own.
+    pub prompt_len: usize,
+    pub blocks: Vec<u32>,
+}
+
+/// Rows of one sequence in one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk {
+    pub sequence: usize,
+    pub start: usize,
+    pub end: usize,
+}
+
+/// Positions that share a table; in models 4,096.
+pub const TABLE_SPAN: usize = 64;
+
+pub const TABLES: usize = 4;
+
+impl Shape {
+    pub fn cols(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    pub fn spec(&self) -> KvSpec {
+        let Shape { kv_heads, head_dim, compute, .. } = *self;
+        KvSpec { layers: 2, kv_heads, head_dim, compute }
+    }
+
+    pub fn sequence(&self, rng: &mut Rng, len: usize, prompt_len: usize) -> Sequence {
+        Sequence { qkv: rng.rows(len, self.cols()), prompt_len, blocks: Vec::new() }
+    }
+}
+
+impl Sequence {
+    pub fn table(&self, position: usize) -> u16 {
+        let length = self.prompt_len.max(position + 1);
+        ((length - 1) / TABLE_SPAN).min(TABLES - 1) as u16
+    }
+}
+
+fn angle(table: usize, position: usize, j: usize, half: usize) -> f64 {
+    let base = 10_000.0 * (2_u32.pow(table as u32 + 1) - 1) as f64;
+    position as f64 * base.powf(-(j as f64) / half as f64)
+}
+
+pub fn tables(device: &Device, half: usize, positions: usize) -> RopeTables {
+    let tables = (0..TABLES).map(|table| {
+        let angles = (0..positions * half).map(|i| angle(table, i / half, i % half, half));
+        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        RopeTable::new(half, cos, sin).unwrap()
+    });
+    device.rope_tables(tables.collect()).unwrap()
+}
+
+/// Gives every sequence distinct blocks out of `blocks`, in a random order.
+pub fn deal_blocks(rng: &mut Rng, sequences: &mut [Sequence], blocks: usize) {
+    let mut free: Vec<u32> = (0..blocks as u32).collect();
+    for sequence in sequences {
+        let needed = sequence.qkv.len().div_ceil(BLOCK_ROWS);
+        sequence.blocks = (0..needed).map(|_| free.swap_remove(rng.below(free.len()))).collect();
+    }
+}
+
+/// A pool all of whose values are NaN.
+pub fn poisoned_pool(device: &Device, shape: &Shape, blocks: usize, tables: &RopeTables) -> KvPool {
+    let mut kv = device.kv_pool(shape.spec(), blocks).unwrap();
+    let all: Vec<u32> = (0..blocks as u32).collect();
+    for layer in 0..2 {
+        let nan = vec![vec![f32::NAN; shape.cols()]; BLOCK_ROWS];
+        let mut qkv = tensor(device, shape.compute.dtype(), &nan);
+        for block in &all {
+            let span = AttnSpan {
+                first_row: 0,
+                rows: BLOCK_ROWS,
+                first_position: 0,
+                blocks: &[*block],
+                row_tables: &[0; BLOCK_ROWS],
+                block_tables: &[0],
+            };
+            device.rope_kv_write(&mut qkv, &[span], tables, &mut kv, layer).unwrap();
+        }
+    }
+    kv
+}
+
+/// Writes and attends the chunks in one call each; the outputs by chunk.
+pub fn step(
+    device: &Device,
+    shape: &Shape,
+    sequences: &[Sequence],
+    chunks: &[Chunk],
+    (kv, tables): (&mut KvPool, &RopeTables),
+) -> Vec<Vec<Vec<f32>>> {
+    let inputs: Vec<Vec<f32>> =
+        chunks.iter().flat_map(|c| sequences[c.sequence].qkv[c.start..c.end].to_vec()).collect();
+    let mut qkv = tensor(device, shape.compute.dtype(), &inputs);
+    let tables_of = |c: &Chunk| {
+        let sequence = &sequences[c.sequence];
+        let rows: Vec<u16> = (c.start..c.end).map(|p| sequence.table(p)).collect();
+        let blocks: Vec<u16> =
+            (0..c.end.div_ceil(BLOCK_ROWS)).map(|b| sequence.table(b * BLOCK_ROWS)).collect();
+        (rows, blocks)
+    };
+    let all_tables: Vec<_> = chunks.iter().map(tables_of).collect();
+    let mut first_row = 0;
+    let mut spans = Vec::new();
+    for (chunk, (row_tables, block_tables)) in chunks.iter().zip(&all_tables) {
+        spans.push(AttnSpan {
+            first_row,
+            rows: chunk.end - chunk.start,
+            first_position: chunk.start,
+            blocks: &sequences[chunk.sequence].blocks,
+            row_tables,
+            block_tables,
+        });
+        first_row += chunk.end - chunk.start;
+    }
+    let layer = 1;
+    device.rope_kv_write(&mut qkv, &spans, tables, kv, layer).unwrap();
+    let mut out = device.tensor(shape.compute.dtype(), inputs.len(), shape.heads * shape.head_dim).unwrap();
+    let attention = Attention { kv, layer, spans: &spans, tables, scale: shape.scale() };
+    device.attention(&qkv, &attention, &mut out).unwrap();
+    let out = rows(&out);
+    spans.iter().map(|span| out[span.first_row..span.first_row + span.rows].to_vec()).collect()
+}
+
+/// One call with the whole sequence, in a pool of its own.
+pub fn alone(device: &Device, shape: &Shape, sequence: &Sequence) -> Vec<Vec<f32>> {
+    let len = sequence.qkv.len();
+    let blocks = len.div_ceil(BLOCK_ROWS);
+    let tables = tables(device, shape.head_dim / 2, len);
+    let mut kv = device.kv_pool(shape.spec(), blocks).unwrap();
+    let sequence = Sequence { blocks: (0..blocks as u32).collect(), ..sequence.clone() };
+    let chunk = Chunk { sequence: 0, start: 0, end: len };
+    step(device, shape, &[sequence], &[chunk], (&mut kv, &tables)).remove(0)
+}
+
+/// The same in f64, rounding only what bf16 compute rounds, with every key turned by the reading row's table.
+pub fn oracle(shape: &Shape, sequence: &Sequence) -> Vec<Vec<f64>> {
+    let Shape { heads, kv_heads, head_dim, compute } = *shape;
+    let half = head_dim / 2;
+    let round = |x: f64| if compute == Compute::Bf16 { bf16(x) } else { x };
+    let value = |row: usize, head: usize, i: usize| round(f64::from(sequence.qkv[row][head * head_dim + i]));
+    let turned = |x: &[f64], position: usize, by: &dyn Fn(usize) -> f64| -> Vec<f64> {
+        let _ = position;
+        let turn = |i: usize| {
+            let (j, (sin, cos)) = (i % half, by(i % half).sin_cos());
+            if i < half { x[j] * cos - x[j + half] * sin } else { x[j + half] * cos + x[j] * sin }
+        };
+        (0..head_dim).map(turn).collect()
+    };
+    let len = sequence.qkv.len();
+    let group = heads / kv_heads;
+    let head_row = |position: usize, head: usize| -> Vec<f64> {
+        (0..head_dim).map(|i| value(position, head, i)).collect()
+    };
+    let mut out = vec![vec![0.0; heads * head_dim]; len];
+    for head in 0..heads {
+        let stored: Vec<Vec<f64>> = (0..len)
+            .map(|k| {
+                let table = usize::from(sequence.table(k / BLOCK_ROWS * BLOCK_ROWS));
+                let key = head_row(k, heads + head / group);
+                turned(&key, k, &|j| angle(table, k, j, half)).into_iter().map(round).collect()
+            })
+            .collect();
+        for (position, out) in out.iter_mut().enumerate() {
+            let table = usize::from(sequence.table(position));
+            let query = turned(&head_row(position, head), position, &|j| angle(table, position, j, half));
+            let query: Vec<f64> = query.into_iter().map(round).collect();
+            let scores: Vec<f64> = (0..=position)
+                .map(|k| {
+                    let from = usize::from(sequence.table(k / BLOCK_ROWS * BLOCK_ROWS));
+                    let key = turned(&stored[k], k, &|j| angle(table, k, j, half) - angle(from, k, j, half));
+                    query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() * f64::from(shape.scale())
+                })
+                .collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..head_dim {
+                let sum: f64 =
+                    (0..=position).map(|k| weights[k] * value(k, heads + kv_heads + head / group, i)).sum();
+                out[head * head_dim + i] = sum / total;
+            }
+        }
+    }
+    out
+}
