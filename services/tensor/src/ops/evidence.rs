@@ -105,6 +105,19 @@ impl Device {
         Ok(())
     }
 
+    /// The logits of `ids` in `row` into `logits`, in the order of the ids.
+    pub fn pick(&self, row: Row<'_>, ids: &[u32], logits: &mut Vec<f32>) -> Result<(), TensorError> {
+        let op = "pick";
+        let row = row.values(op)?;
+        for &id in ids {
+            check_below(op, "token id", id as usize, row.len())?;
+        }
+        let Device::Cpu(_) = self;
+        logits.clear();
+        logits.extend(ids.iter().map(|&id| row[id as usize]));
+        Ok(())
+    }
+
     /// ln Σ exp(x / temperature) of `row`, in f64. −∞ if all are −∞, NaN if one is NaN or +∞.
     pub fn log_sum_exp(&self, row: Row<'_>, temperature: f64) -> Result<f64, TensorError> {
         let op = "log_sum_exp";
