@@ -1,0 +1,249 @@
+//! Which rows run in which step. Pure: values in, plans out; no async, no clock, no I/O.
+//!
+//! Continuous batching over paged blocks of KV: waiting sequences are admitted in order of priority and arrival once their
+//! whole length fits, their prompts run in chunks beside the decode rows of others, and each then has one decode row a
+//! step until it ends. [`Scheduler::next_step`] builds one immutable [`Step`] at a time; [`Scheduler::token`],
+//! [`Scheduler::step_done`] and [`Scheduler::end`] tell it what became of them.
+//!
+//! What holds at any time:
+//! - A block belongs to one live sequence at most. It goes back by `Drop`; every plan names all ends since the plan before,
+//!   and ends apply first, so no plan can hand out a block that its stages still count as another's.
+//! - A decoding sequence is in one step at most.
+//! - No step exceeds the stages' rows or evidence rows, no plan the raw rows that the last stage can keep.
+//! - Steps with rows in flight: at most one more than there are groups, never more than the stages queue; beside them
+//!   at most one step that holds ends only.
+
+mod blocks;
+mod groups;
+mod limits;
+mod plan;
+mod queue;
+mod running;
+mod step;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use blocks::BlockPool;
+pub use groups::Pace;
+use groups::Groups;
+pub use limits::{BLOCK_ROWS, Limits, QueueLimits, Refusal};
+use queue::Queue;
+use running::{Running, State};
+use step::InFlight;
+pub use step::{Span, Start, Step};
+
+/// Names a sequence; never used again within an epoch.
+pub type SequenceId = u64;
+
+/// Counts the steps of an epoch: 1, 2, 3, …
+pub type StepId = u64;
+
+/// A request for one answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewSequence {
+    /// Its name.
+    pub id: SequenceId,
+    /// The prompt's ids.
+    pub prompt: Arc<[u32]>,
+    /// The most tokens of its answer.
+    pub max_tokens: u32,
+    /// Higher goes first.
+    pub priority: i32,
+    /// What is reported of its rows.
+    pub evidence: EvidenceSpec,
+}
+
+/// What the last stage reports of a sequence's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvidenceSpec {
+    /// The processors, by the id under which the stages were told them.
+    pub setting_id: u64,
+    /// How many of the best ids.
+    pub top_k: u32,
+}
+
+/// What a drawn token means for its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// It will be fed in a later step.
+    Continues,
+    /// It was the last of `max_tokens`; the sequence has ended.
+    Full,
+    /// The sequence is over, or no token of it was wanted.
+    NotWanted,
+}
+
+/// Sequences that an epoch's end took with it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lost {
+    /// Those that had begun.
+    pub running: Vec<SequenceId>,
+    /// Those that waited, and can never run within the new limits.
+    pub refused: Vec<(SequenceId, Refusal)>,
+}
+
+/// How much there is to do, and how much room is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loads {
+    /// Sequences that wait for admission.
+    pub waiting: u32,
+    /// Their prompts and answers, in tokens.
+    pub waiting_tokens: u64,
+    /// Admitted sequences whose prompts have rows left to run.
+    pub prefilling: u32,
+    /// Admitted sequences past their prompts.
+    pub decoding: u32,
+    /// Blocks of the pool that no sequence holds.
+    pub free_blocks: u32,
+    /// Blocks of the pool.
+    pub blocks: u32,
+    /// Steps sent and not yet done.
+    pub steps_in_flight: u32,
+    /// G.
+    pub groups: u32,
+}
+
+/// Plans one pipeline's steps.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    queue: Queue,
+    admitting: bool,
+    running: BTreeMap<SequenceId, Running>,
+    pool: BlockPool,
+    /// Sequences that the stages know and that ended since the last plan.
+    ended: Vec<SequenceId>,
+    in_flight: InFlight,
+    groups: Groups,
+    /// Orders what became ready to decode.
+    clock: u64,
+}
+
+impl Scheduler {
+    /// For a pipeline at the start of an epoch.
+    pub fn new(limits: Limits, queue: QueueLimits) -> Self {
+        Self {
+            limits,
+            queue: Queue::new(queue),
+            admitting: true,
+            running: BTreeMap::new(),
+            pool: BlockPool::new(limits.blocks),
+            ended: Vec::new(),
+            in_flight: InFlight::default(),
+            groups: Groups::new(&limits),
+            clock: 0,
+        }
+    }
+
+    /// What the stages have room for.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The longest prompt and answer together, in tokens.
+    pub fn context(&self) -> u32 {
+        self.limits.context()
+    }
+
+    /// Queues a sequence.
+    ///
+    /// # Errors
+    /// It could never run, or the queue is full.
+    pub fn submit(&mut self, sequence: NewSequence) -> Result<(), Refusal> {
+        self.limits.check(&sequence)?;
+        if self.running.contains_key(&sequence.id) {
+            return Err(Refusal::Duplicate { sequence: sequence.id });
+        }
+        self.queue.push(sequence)
+    }
+
+    /// The next plan to send, or `None` while nothing is due or the stages have enough. Call it again until then after
+    /// every change, but commit all tokens of a step's report first, so that they go on together.
+    pub fn next_step(&mut self) -> Option<Step> {
+        let plan = self.plan();
+        if plan.spans.is_empty() && (self.ended.is_empty() || self.in_flight.has_ends_only()) {
+            return None;
+        }
+        Some(self.in_flight.send(std::mem::take(&mut self.ended), plan))
+    }
+
+    /// Every stage has reported the step. False: it was not in flight.
+    pub fn step_done(&mut self, step: StepId) -> bool {
+        self.in_flight.done(step)
+    }
+
+    /// The token drawn from a sequence's evidence.
+    pub fn token(&mut self, sequence: SequenceId, id: u32) -> Committed {
+        let Some(running) = self.running.get_mut(&sequence) else { return Committed::NotWanted };
+        if !matches!(running.state, State::Awaiting { .. }) {
+            return Committed::NotWanted;
+        }
+        running.generated += 1;
+        if running.generated >= running.sequence.max_tokens {
+            self.end(sequence);
+            return Committed::Full;
+        }
+        self.clock += 1;
+        running.state = State::Ready { token: id, since: self.clock };
+        Committed::Continues
+    }
+
+    /// Asks for another number of best ids in the sequence's evidence from its next step on.
+    pub fn set_top_k(&mut self, sequence: SequenceId, top_k: u32) {
+        if let Some(running) = self.running.get_mut(&sequence) {
+            running.sequence.evidence.top_k = top_k;
+        }
+    }
+
+    /// Ends a sequence at whatever point of its life: its answer is whole, or nobody wants it any more. The next plan
+    /// tells the stages. False: there is no such sequence (any more).
+    pub fn end(&mut self, sequence: SequenceId) -> bool {
+        match self.running.remove(&sequence) {
+            Some(running) => {
+                if running.has_begun() {
+                    self.ended.push(sequence);
+                }
+                true
+            }
+            None => self.queue.remove(sequence),
+        }
+    }
+
+    /// Admits nothing more until [`Scheduler::reset`]: a stage is about to stop.
+    pub fn pause_admission(&mut self) {
+        self.admitting = false;
+    }
+
+    /// The epoch is over: forgets what ran, and goes on with what waits within new limits.
+    pub fn reset(&mut self, limits: Limits) -> Lost {
+        let running = std::mem::take(&mut self.running).into_keys().collect();
+        self.limits = limits;
+        self.admitting = true;
+        self.pool = BlockPool::new(limits.blocks);
+        self.ended.clear();
+        self.in_flight = InFlight::default();
+        self.groups = Groups::new(&limits);
+        Lost { running, refused: self.queue.retain(|sequence| limits.check(sequence)) }
+    }
+
+    /// Takes in how long steps take, which decides the number of groups.
+    pub fn observe(&mut self, pace: Pace) {
+        self.groups.observe(pace);
+    }
+
+    /// How much there is to do, and how much room is left.
+    pub fn loads(&self) -> Loads {
+        let prefilling = self.running.values().filter(|running| running.is_prefilling()).count() as u32;
+        Loads {
+            waiting: self.queue.len(),
+            waiting_tokens: self.queue.tokens(),
+            prefilling,
+            decoding: self.running.len() as u32 - prefilling,
+            free_blocks: self.pool.free(),
+            blocks: self.limits.blocks,
+            steps_in_flight: self.in_flight.len(),
+            groups: self.groups.count(),
+        }
+    }
+}

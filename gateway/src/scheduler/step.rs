@@ -1,0 +1,103 @@
+//! What a plan says, and which plans are under way.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::plan::Plan;
+use super::{SequenceId, StepId};
+
+/// One micro-batch's way through the pipeline. Every stage applies `ended` before `spans`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// 1, 2, 3, … within an epoch.
+    pub id: StepId,
+    /// Sequences whose state the stages drop.
+    pub ended: Vec<SequenceId>,
+    /// The rows, decode rows first; none in a step that holds ends only.
+    pub spans: Vec<Span>,
+}
+
+/// One sequence's consecutive rows within a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Span {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// The first row's position.
+    pub first_position: u32,
+    /// One id a row.
+    pub token_ids: Vec<u32>,
+    /// Positions whose next token is wanted.
+    pub evidence: Range<u32>,
+    /// How many best ids their evidence holds.
+    pub top_k: u32,
+    /// The processors.
+    pub setting_id: u64,
+    /// Only in a sequence's first span.
+    pub start: Option<Start>,
+}
+
+/// What the stages are told once of a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Of the original prompt.
+    pub prompt_len: u32,
+    /// The whole block table, long enough for the sequence's greatest length.
+    pub blocks: Vec<u32>,
+}
+
+/// Steps that were sent and are not done.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    steps: VecDeque<Sent>,
+    last: StepId,
+}
+
+#[derive(Debug)]
+struct Sent {
+    id: StepId,
+    has_rows: bool,
+    has_decode_rows: bool,
+}
+
+impl InFlight {
+    /// The id of the step that is made next.
+    pub(super) fn next_id(&self) -> StepId {
+        self.last + 1
+    }
+
+    /// Makes the next step.
+    pub(super) fn send(&mut self, ended: Vec<SequenceId>, plan: Plan) -> Step {
+        self.last += 1;
+        let (has_rows, has_decode_rows) = (!plan.spans.is_empty(), plan.decode_rows > 0);
+        self.steps.push_back(Sent { id: self.last, has_rows, has_decode_rows });
+        Step { id: self.last, ended, spans: plan.spans }
+    }
+
+    /// Takes a step out that is done.
+    pub(super) fn done(&mut self, step: StepId) -> bool {
+        let before = self.steps.len();
+        self.steps.retain(|sent| sent.id != step);
+        self.steps.len() < before
+    }
+
+    pub(super) fn contains(&self, step: StepId) -> bool {
+        self.steps.iter().any(|sent| sent.id == step)
+    }
+
+    /// All steps, those with ends only too.
+    pub(super) fn len(&self) -> u32 {
+        self.steps.len() as u32
+    }
+
+    pub(super) fn has_ends_only(&self) -> bool {
+        self.steps.iter().any(|sent| !sent.has_rows)
+    }
+
+    pub(super) fn with_rows(&self) -> u32 {
+        self.steps.iter().filter(|sent| sent.has_rows).count() as u32
+    }
+
+    pub(super) fn with_decode_rows(&self) -> u32 {
+        self.steps.iter().filter(|sent| sent.has_decode_rows).count() as u32
+    }
+}
