@@ -28,11 +28,6 @@ impl<'a, T> Disjoint<'a, T> {
         self.len
     }
 
-    /// Whether there is no element.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The first element, for kernels that write scattered places.
     pub fn as_mut_ptr(&self) -> *mut T {
         self.start

@@ -61,16 +61,6 @@ impl Memory {
         self.bytes
     }
 
-    /// The first byte.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.start.as_ptr()
-    }
-
-    /// The first byte, for writing: several threads may write disjoint parts at once.
-    pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.start.as_ptr()
-    }
-
     /// All whole elements of the area.
     pub fn as_slice<T: Pod>(&self) -> &[T] {
         // SAFETY: the area is initialized (zero or written), aligned to a page, and any bits are a `T`.
@@ -111,7 +101,7 @@ mod tests {
         for bytes in [1, 63, 4096, 100_000, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1, 3 * HUGE_PAGE + 5] {
             let mut memory = Memory::zeroed(bytes).unwrap();
             let page = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 4096 };
-            assert_eq!(memory.as_ptr() as usize % page, 0);
+            assert_eq!(memory.as_slice::<u8>().as_ptr() as usize % page, 0);
             assert_eq!(memory.bytes(), bytes);
             assert!(memory.as_slice::<u8>().iter().all(|&byte| byte == 0));
             memory.as_mut_slice::<u8>().fill(7);

@@ -1,12 +1,12 @@
 //! 256-bit kernels. Up to 3 rows keep all 32 columns of a panel in accumulators; 4 to 6 rows pass over it
 //! twice, with 16 columns each time.
+#![allow(unsafe_code, reason = "kernels take pointers and run instructions found at run time")]
 
 use std::arch::x86_64::*;
 
 use crate::Dtype;
 
-use super::kernel::{Finish, Kernels, Multiply, Tile};
-use super::scalar;
+use super::kernel::{Kernels, Multiply, Tile};
 
 /// The kernels for f32 activations and weights stored as `stored`; AVX2, FMA and F16C must be available.
 pub fn kernels(stored: Dtype) -> Kernels {
@@ -15,20 +15,16 @@ pub fn kernels(stored: Dtype) -> Kernels {
         Dtype::F16 => &table!(F16, 2),
         Dtype::F32 => &table!(F32, 4),
     };
-    Kernels { table, finish }
+    Kernels { table, dp: false }
 }
 
 /// Kernels for 1 to 6 rows; by what they prefetch: nothing, one line, or `lines` lines per pair of K.
 macro_rules! table {
     ($weights:ident, $lines:literal) => {
-        [
-            [whole::<$weights, 1, 0>, whole::<$weights, 1, 1>, whole::<$weights, 1, $lines>],
-            [whole::<$weights, 2, 0>, whole::<$weights, 2, 1>, whole::<$weights, 2, $lines>],
-            [whole::<$weights, 3, 0>, whole::<$weights, 3, 1>, whole::<$weights, 3, $lines>],
-            [halves::<$weights, 4, 0>, halves::<$weights, 4, 1>, halves::<$weights, 4, $lines>],
-            [halves::<$weights, 5, 0>, halves::<$weights, 5, 1>, halves::<$weights, 5, $lines>],
-            [halves::<$weights, 6, 0>, halves::<$weights, 6, 1>, halves::<$weights, 6, $lines>],
-        ]
+        table!($weights, $lines, [whole 1, whole 2, whole 3, halves 4, halves 5, halves 6])
+    };
+    ($weights:ident, $lines:literal, [$($kernel:ident $rows:literal),*]) => {
+        [$([$kernel::<$weights, $rows, 0>, $kernel::<$weights, $rows, 1>, $kernel::<$weights, $rows, $lines>],)*]
     };
 }
 use table;
@@ -130,6 +126,11 @@ unsafe fn columns<W: Weights, const R: usize, const E: usize, const P: usize>(ti
                 }
             }
         }
+        for row in 0..R {
+            for end in tile.place.ends(row, tile.stride) {
+                _mm_prefetch::<_MM_HINT_T0>(end.cast());
+            }
+        }
         for pair in 0..tile.inputs / 2 {
             let weights = tile.weights.add(pair * W::BYTES);
             for line in 0..P {
@@ -161,12 +162,4 @@ unsafe fn columns<W: Weights, const R: usize, const E: usize, const P: usize>(ti
             }
         }
     }
-}
-
-/// # Safety
-/// AVX2 is available, and as [`scalar::finish`].
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn finish(finish: &Finish<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { scalar::finish(finish) }
 }

@@ -1,41 +1,33 @@
-//! 512-bit kernels. A tile of 8 rows keeps 16 accumulators of 16 columns in registers.
+//! 512-bit kernels. Each row of a tile keeps two accumulators of 16 columns in registers: 8 rows are enough to
+//! hide latencies; 10 also spread the widening of weights, which takes turns with multiplications on some cores.
+#![allow(unsafe_code, reason = "kernels take pointers and run instructions found at run time")]
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use crate::Dtype;
 
-use super::kernel::{Finish, Kernels, Multiply, Tile};
-use super::scalar;
+use super::kernel::{Kernels, Multiply, Tile};
 
 /// The kernels for f32 activations and weights stored as `stored`; AVX-512 must be available.
 pub fn fma_kernels(stored: Dtype) -> Kernels {
     let table: &'static [[Multiply; 3]] = match stored {
-        Dtype::Bf16 => &table!(fma, Bf16, 2),
-        Dtype::F16 => &table!(fma, F16, 2),
-        Dtype::F32 => &table!(fma, F32, 4),
+        Dtype::Bf16 => &table!(fma, Bf16, 2, [1 2 3 4 5 6 7 8 9 10]),
+        Dtype::F16 => &table!(fma, F16, 2, [1 2 3 4 5 6 7 8 9 10]),
+        Dtype::F32 => &table!(fma, F32, 4, [1 2 3 4 5 6 7 8 9 10]),
     };
-    Kernels { table, finish }
+    Kernels { table, dp: false }
 }
 
 /// The kernels for swapped bf16 pairs and weights stored as bf16; AVX-512 BF16 must be available.
 pub fn dp_kernels() -> Kernels {
-    Kernels { table: &table!(dp, Bf16, 2), finish }
+    Kernels { table: &table!(dp, Bf16, 2, [1 2 3 4 5 6 7 8]), dp: true }
 }
 
-/// Kernels for 1 to 8 rows; by what they prefetch: nothing, one line, or `lines` lines per pair of K.
+/// Kernels by rows; by what they prefetch: nothing, one line, or `lines` lines per pair of K.
 macro_rules! table {
-    ($kernel:ident, $weights:ident, $lines:literal) => {
-        [
-            [$kernel::<$weights, 1, 0>, $kernel::<$weights, 1, 1>, $kernel::<$weights, 1, $lines>],
-            [$kernel::<$weights, 2, 0>, $kernel::<$weights, 2, 1>, $kernel::<$weights, 2, $lines>],
-            [$kernel::<$weights, 3, 0>, $kernel::<$weights, 3, 1>, $kernel::<$weights, 3, $lines>],
-            [$kernel::<$weights, 4, 0>, $kernel::<$weights, 4, 1>, $kernel::<$weights, 4, $lines>],
-            [$kernel::<$weights, 5, 0>, $kernel::<$weights, 5, 1>, $kernel::<$weights, 5, $lines>],
-            [$kernel::<$weights, 6, 0>, $kernel::<$weights, 6, 1>, $kernel::<$weights, 6, $lines>],
-            [$kernel::<$weights, 7, 0>, $kernel::<$weights, 7, 1>, $kernel::<$weights, 7, $lines>],
-            [$kernel::<$weights, 8, 0>, $kernel::<$weights, 8, 1>, $kernel::<$weights, 8, $lines>],
-        ]
+    ($kernel:ident, $weights:ident, $lines:literal, [$($rows:literal)*]) => {
+        [$([$kernel::<$weights, $rows, 0>, $kernel::<$weights, $rows, 1>, $kernel::<$weights, $rows, $lines>],)*]
     };
 }
 use table;
@@ -172,6 +164,11 @@ fn rows<const R: usize, T>(tile: &Tile) -> [*const T; R] {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 unsafe fn load<const R: usize>(tile: &Tile) -> [[__m512; 2]; R] {
+    for row in 0..R {
+        for end in tile.place.ends(row, tile.stride) {
+            _mm_prefetch::<_MM_HINT_T0>(end.cast());
+        }
+    }
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     if !tile.first {
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -206,12 +203,4 @@ fn prefetch<const P: usize>(tile: &Tile, pair: usize) {
         let address = tile.ahead.wrapping_add((pair * P + line) * 64);
         _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
-}
-
-/// # Safety
-/// AVX-512 is available, and as [`scalar::finish`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-unsafe fn finish(finish: &Finish<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { scalar::finish(finish) }
 }

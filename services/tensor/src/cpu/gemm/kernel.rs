@@ -12,7 +12,7 @@ use super::scalar;
 use super::{avx2, avx512};
 
 /// The most rows that a tile of any kernel has.
-pub const ROWS: usize = 8;
+pub const ROWS: usize = 10;
 
 /// Rows × one panel × a block of K.
 pub struct Tile {
@@ -28,8 +28,12 @@ pub struct Tile {
     pub accumulators: *mut f32,
     /// Whether this is the first block: accumulators start at zero, not from memory.
     pub first: bool,
-    /// Where prefetching begins.
+    /// Where prefetching of weights begins.
     pub ahead: *const u8,
+    /// The tile's first output: what will be written is fetched while it is computed.
+    pub place: Place,
+    /// Outputs from one row to the next.
+    pub stride: usize,
 }
 
 /// How many cache lines a tile prefetches per pair of K.
@@ -43,25 +47,9 @@ pub enum Prefetch {
     All,
 }
 
-/// Finished accumulators of one tile on their way to the output.
-pub struct Finish<'a> {
-    /// One row of the panel each.
-    pub accumulators: &'a [[f32; PANEL]],
-    /// Added first.
-    pub bias: Option<&'a [f32; PANEL]>,
-    /// Multiplied with then.
-    pub scale: f32,
-    /// Columns that exist, from 1 to PANEL.
-    pub columns: usize,
-    /// The first output.
-    pub target: Target,
-    /// Outputs from one row to the next.
-    pub stride: usize,
-}
-
-/// Where outputs are written.
+/// A place among the outputs.
 #[derive(Clone, Copy)]
-pub enum Target {
+pub enum Place {
     /// As they are.
     F32(*mut f32),
     /// Rounded to bf16.
@@ -76,7 +64,23 @@ pub type Multiply = unsafe fn(&Tile);
 pub struct Kernels {
     /// By rows − 1 and [`Prefetch`].
     pub(super) table: &'static [[Multiply; 3]],
-    pub(super) finish: unsafe fn(&Finish<'_>),
+    /// Whether activations are pairs.
+    pub dp: bool,
+}
+
+impl Place {
+    /// The first and the last byte of a panel's outputs, `row` rows below.
+    #[inline]
+    pub fn ends(self, row: usize, stride: usize) -> [*const u8; 2] {
+        match self {
+            Place::F32(place) => {
+                [0, PANEL - 1].map(|at| place.wrapping_add(row * stride + at).cast_const().cast())
+            }
+            Place::Bf16(place) => {
+                [0, PANEL - 1].map(|at| place.wrapping_add(row * stride + at).cast_const().cast())
+            }
+        }
+    }
 }
 
 impl Kernels {
@@ -88,11 +92,6 @@ impl Kernels {
     /// The kernel for a tile of `rows` rows.
     pub fn multiply(&self, rows: usize, prefetch: Prefetch) -> Multiply {
         self.table[rows - 1][prefetch as usize]
-    }
-
-    /// The kernel that writes outputs.
-    pub fn finish(&self) -> unsafe fn(&Finish<'_>) {
-        self.finish
     }
 }
 

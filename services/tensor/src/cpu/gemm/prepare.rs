@@ -1,10 +1,13 @@
 //! Brings activations into the order that the kernels read.
+#![allow(unsafe_code, reason = "threads write disjoint rows of one area")]
+
+use half::bf16;
 
 use crate::Compute;
-use crate::cpu::bf16;
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Worker;
+use crate::cpu::simd::{Kernel, LANES, Simd, dispatch};
 
 use super::Activations;
 
@@ -31,6 +34,7 @@ pub struct Prepared {
 /// Prepares the activations of one multiplication.
 pub struct Prepare<'a> {
     order: Order,
+    isa: Isa,
     x: Activations<'a>,
     inputs: usize,
     scratch: Disjoint<'a, u8>,
@@ -90,9 +94,13 @@ impl Prepared {
 }
 
 impl<'a> Prepare<'a> {
-    /// Prepares `x` in `scratch`, which has at least [`bytes`].
-    pub fn new(order: Order, x: Activations<'a>, inputs: usize, scratch: &'a mut [u8]) -> Prepare<'a> {
-        Prepare { order, x, inputs, scratch: Disjoint::new(scratch) }
+    /// Prepares `x` for `isa` in `scratch`, which has at least [`bytes`].
+    pub fn new(isa: Isa, x: Activations<'a>, inputs: usize, scratch: &'a mut [u8]) -> Prepare<'a> {
+        let compute = match x {
+            Activations::F32(_) => Compute::F32,
+            Activations::Bf16(_) => Compute::Bf16,
+        };
+        Prepare { order: Order::of(compute, isa), isa, x, inputs, scratch: Disjoint::new(scratch) }
     }
 
     /// Where the prepared activations are (once every thread has done its part).
@@ -114,18 +122,38 @@ impl<'a> Prepare<'a> {
             let to = unsafe { self.scratch.part(row * stride..(row + 1) * stride) };
             match self.order {
                 Order::Plain => {}
-                Order::Widened => {
-                    for (to, &from) in bytemuck::cast_slice_mut(to).iter_mut().zip(from) {
-                        *to = bf16::widen(from.to_bits());
-                    }
-                }
-                Order::Swapped => {
-                    for (to, from) in bytemuck::cast_slice_mut(to).iter_mut().zip(from.chunks(2)) {
-                        *to = u32::from(from[0].to_bits()) << 16
-                            | from.get(1).map_or(0, |odd| u32::from(odd.to_bits()));
-                    }
-                }
+                Order::Widened => dispatch(self.isa, Widen { from, to: bytemuck::cast_slice_mut(to) }),
+                Order::Swapped => swap(from, bytemuck::cast_slice_mut(to)),
             }
         }
+    }
+}
+
+/// Widens one row.
+struct Widen<'a> {
+    from: &'a [bf16],
+    to: &'a mut [f32],
+}
+
+impl Kernel for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let to = &mut self.to[..self.from.len()];
+        for at in (0..self.from.len()).step_by(LANES) {
+            simd.store_f32(simd.load_bf16(self.from, at), to, at);
+        }
+    }
+}
+
+/// Swaps the pairs of one row.
+fn swap(from: &[bf16], to: &mut [u32]) {
+    let (pairs, last) = from.as_chunks();
+    for (to, [even, odd]) in to.iter_mut().zip(pairs) {
+        *to = u32::from(even.to_bits()) << 16 | u32::from(odd.to_bits());
+    }
+    if let [even] = last {
+        to[pairs.len()] = u32::from(even.to_bits()) << 16;
     }
 }

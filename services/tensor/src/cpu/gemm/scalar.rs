@@ -1,10 +1,11 @@
 //! The specification, for any processor: plain fused multiply-adds, one accumulator per output, K ascending.
+#![allow(unsafe_code, reason = "kernels take pointers")]
 
 use crate::Dtype;
 use crate::cpu::bf16;
 use crate::cpu::matrix::PANEL;
 
-use super::kernel::{Finish, Kernels, Multiply, Target, Tile};
+use super::kernel::{Kernels, Multiply, Tile};
 
 /// The kernels for f32 activations and weights stored as `stored`.
 pub fn kernels(stored: Dtype) -> Kernels {
@@ -13,21 +14,12 @@ pub fn kernels(stored: Dtype) -> Kernels {
         Dtype::F16 => &table!(multiply_f16),
         Dtype::F32 => &table!(multiply_f32),
     };
-    Kernels { table, finish }
+    Kernels { table, dp: false }
 }
 
 macro_rules! table {
     ($kernel:ident) => {
-        [
-            [$kernel::<1>; 3],
-            [$kernel::<2>; 3],
-            [$kernel::<3>; 3],
-            [$kernel::<4>; 3],
-            [$kernel::<5>; 3],
-            [$kernel::<6>; 3],
-            [$kernel::<7>; 3],
-            [$kernel::<8>; 3],
-        ]
+        [[$kernel::<1>; 3], [$kernel::<2>; 3], [$kernel::<3>; 3], [$kernel::<4>; 3]]
     };
 }
 use table;
@@ -81,52 +73,6 @@ unsafe fn multiply<const R: usize>(tile: &Tile, weight: impl Fn(usize, usize) ->
             for (column, sum) in sums.iter_mut().enumerate() {
                 *sum = x.mul_add(weight(k, column), *sum);
             }
-        }
-    }
-}
-
-/// Bias, scale, rounding. One body for all instruction sets: inlined, it is compiled for each.
-///
-/// # Safety
-/// `finish.target` has room for as many rows and columns as `finish` describes.
-#[inline(always)]
-pub unsafe fn finish(finish: &Finish<'_>) {
-    for (row, sums) in finish.accumulators.iter().enumerate() {
-        let mut values = *sums;
-        if let Some(bias) = finish.bias {
-            for (value, bias) in values.iter_mut().zip(bias) {
-                *value += bias;
-            }
-        }
-        for value in &mut values {
-            *value *= finish.scale;
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            match finish.target {
-                Target::F32(out) => write(out.add(row * finish.stride), &values, finish.columns),
-                Target::Bf16(out) => {
-                    write(
-                        out.add(row * finish.stride),
-                        &values.map(|value| half::bf16::from_bits(bf16::round(value))),
-                        finish.columns,
-                    );
-                }
-            }
-        }
-    }
-}
-
-/// # Safety
-/// `out` has room for `columns` values.
-#[inline(always)]
-unsafe fn write<T: Copy>(out: *mut T, values: &[T; PANEL], columns: usize) {
-    // SAFETY: the caller's promise. The common case has a fixed length, so that it needs no loop.
-    unsafe {
-        if columns == PANEL {
-            out.cast::<[T; PANEL]>().write_unaligned(*values);
-        } else {
-            std::ptr::copy_nonoverlapping(values.as_ptr(), out, columns);
         }
     }
 }

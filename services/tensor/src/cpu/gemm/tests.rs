@@ -1,5 +1,8 @@
 use std::num::NonZeroUsize;
 
+use std::ops::Range;
+
+use super::plan::K_BLOCK;
 use super::*;
 use crate::Dtype;
 use crate::cpu::bf16::{round, widen};

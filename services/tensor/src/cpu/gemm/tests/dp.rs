@@ -1,4 +1,5 @@
 //! What `vdpbf16ps` computes on the processor at hand, which the path `dp` rests on.
+#![allow(unsafe_code, reason = "runs one instruction")]
 
 use super::*;
 
