@@ -169,6 +169,11 @@ pub fn cache_dir() -> Option<PathBuf> {
     }
 }
 
+/// Where the demo model is kept once it has been pulled.
+pub fn demo_folder() -> Option<PathBuf> {
+    cache_dir().map(|cache| cache.join("models").join("smollm2-135m-instruct"))
+}
+
 /// SHA-256 over config.json and one line a tensor, by name.
 fn checkpoint_id(config: &str, tensors: &BTreeMap<String, Entry>) -> String {
     let mut digest = Sha256::new();
