@@ -1,1 +1,26 @@
 //! The service that holds one stage on one device and executes plans.
+//!
+//! A shard decides nothing. It obeys one driver at a time, told apart by an epoch (`fence`), checks every plan against what
+//! it knows of the sequences (`plan`, `sequences`), and runs it on the one thread that owns the device (`device`). What it takes
+//! from its peers is bounded, and every wait ends with the epoch: a broken stream, a refused plan or a greater epoch.
+
+mod config;
+mod describe;
+mod device;
+mod epoch;
+mod error;
+mod evidence;
+mod fence;
+mod load;
+mod plan;
+mod report;
+mod run;
+mod sequences;
+mod service;
+mod setting;
+mod start;
+mod step;
+
+pub use self::config::{ComputeType, LayerRange, ShardConfig};
+pub use self::error::ShardError;
+pub use self::start::{RunningShard, Shard, run};

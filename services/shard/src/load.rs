@@ -1,0 +1,101 @@
+//! From a configuration to a stage on a device.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use asterism_model::split::{self, Sizing};
+use asterism_model::stage::StageOptions;
+use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage};
+use asterism_tensor::{CpuOptions, Device, Dtype};
+
+use crate::config::ShardConfig;
+use crate::error::ShardError;
+use crate::evidence::LogitsRows;
+
+/// Steps in which progress is logged.
+const LOGGED_STEPS: u64 = 10;
+
+/// A stage that was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The layers, on their device.
+    pub stage: Stage,
+    /// Of the last stage.
+    pub logits: Option<LogitsRows>,
+    /// Raw rows that it keeps.
+    pub logits_slots: usize,
+}
+
+/// How far loading is: parts of a thousand.
+#[derive(Debug, Default)]
+pub struct Progress {
+    permille: AtomicU64,
+}
+
+impl Progress {
+    /// As people read it.
+    pub fn percent(&self) -> u64 {
+        self.permille.load(Ordering::Relaxed) / 10
+    }
+
+    fn tell(&self, done: u64, all: u64) {
+        let permille = done.saturating_mul(1000) / all.max(1);
+        let before = self.permille.fetch_max(permille, Ordering::Relaxed);
+        if before * LOGGED_STEPS / 1000 < permille * LOGGED_STEPS / 1000 {
+            tracing::info!(percent = permille / 10, bytes = all, "loading");
+        }
+    }
+}
+
+/// Loads the configured stage. Blocks for as long as that takes.
+///
+/// # Errors
+/// The checkpoint is not usable, or does not fit.
+pub fn load(config: &ShardConfig, progress: &Progress) -> Result<Loaded, ShardError> {
+    let failed = |source: ModelError| ShardError::Load { model: config.model.display().to_string(), source };
+    let checkpoint = Checkpoint::open(&config.model).map_err(failed)?;
+    let spec = checkpoint.config().and_then(|config| DecoderSpec::from_config(&config)).map_err(failed)?;
+    let sizing = config.sizing(Dtype::Bf16, spec.max_positions);
+    let layers = layers(config, &spec, &sizing)?;
+    let threads = config.threads.or_else(|| std::thread::available_parallelism().ok());
+    let device = Device::cpu(CpuOptions::new(threads.unwrap_or(NonZeroUsize::MIN)))?;
+    let options = StageOptions {
+        layers,
+        compute: config.compute.into(),
+        memory: config.memory.map(|memory| memory.0),
+        max_rows: sizing.max_rows,
+        evidence_rows: sizing.evidence_rows,
+        logits_slots: sizing.logits_slots,
+        max_context: sizing.max_context,
+    };
+    let stage =
+        Stage::load(device, &checkpoint, options, &|done, all| progress.tell(done, all)).map_err(failed)?;
+    let logits = match stage.info().is_last() {
+        true => Some(LogitsRows::new(stage.device(), spec.vocab, sizing.logits_slots)?),
+        false => None,
+    };
+    Ok(Loaded { stage, logits, logits_slots: sizing.logits_slots })
+}
+
+/// The layers that the configuration names, or an even share of them.
+fn layers(config: &ShardConfig, spec: &DecoderSpec, sizing: &Sizing) -> Result<Range<usize>, ShardError> {
+    let (stage, stages) = (config.stage, config.stages);
+    let Some(named) = &config.layers else {
+        let even = split::even(spec, sizing, stages as usize);
+        let model = config.model.display().to_string();
+        let even = even.map_err(|source| ShardError::Load { model, source })?;
+        return Ok(even.get(stage as usize).cloned().unwrap_or_default());
+    };
+    let Range { start, end } = named.0;
+    let reason = if end > spec.layers {
+        "the model has fewer layers"
+    } else if (stage == 0) != (start == 0) {
+        "the first stage begins with layer 0, and no other does"
+    } else if (stage + 1 == stages) != (end == spec.layers) {
+        "the last stage ends with the last layer, and no other does"
+    } else {
+        return Ok(start..end);
+    };
+    Err(ShardError::Layers { stage, stages, start, end, layers: spec.layers, reason })
+}

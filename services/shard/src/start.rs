@@ -1,0 +1,211 @@
+//! The life of a shard: listen, load, serve, leave.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use asterism_process::channel::{self, CONTROL_MESSAGE_LIMIT, FRAME_MESSAGE_LIMIT, Traffic};
+use asterism_process::config::{Mistakes, Settings as _};
+use asterism_process::health::Health;
+use asterism_process::listen;
+use asterism_proto::shard::v1::shard_server::{SERVICE_NAME, ShardServer};
+use asterism_proto::{DESCRIPTORS, Failure, Reason};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::config::ShardConfig;
+use crate::describe;
+use crate::device::{Command, DeviceThread};
+use crate::error::ShardError;
+use crate::load::{self, Loaded, Progress};
+use crate::report::Heart;
+use crate::service::{Ready, ShardService};
+use crate::step::Machine;
+
+/// Commands that wait for the device thread.
+const COMMAND_QUEUE: usize = 64;
+/// How long a shard that was asked to stop waits for its driver to finish or move what runs.
+const GRACE: Duration = Duration::from_secs(25);
+/// How long open calls may hold up the end, after their epoch is over.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// The service; see [`Shard::start`].
+#[derive(Debug)]
+pub struct Shard;
+
+/// A shard that serves. Dropping it ends it at once, as a crash would.
+#[derive(Debug)]
+pub struct RunningShard {
+    /// Where it listens.
+    pub address: SocketAddr,
+    life: JoinHandle<Result<(), ShardError>>,
+    _kill: DropGuard,
+}
+
+/// Runs a shard from its configuration until `shutdown` or a `Drain`.
+///
+/// # Errors
+/// It could not start, or its device thread died.
+pub async fn run(config: ShardConfig, shutdown: CancellationToken) -> Result<(), ShardError> {
+    let (listener, _) = listen::bind(config.listen).await?;
+    Shard::start(config, listener, shutdown).await?.finished().await
+}
+
+impl Shard {
+    /// Loads the configured stage and serves it on `listener`; returns once it is loaded. Meanwhile health says
+    /// NOT_SERVING and drivers are told UNAVAILABLE.
+    ///
+    /// # Errors
+    /// The configuration is wrong, or the stage cannot be loaded.
+    pub async fn start(
+        config: ShardConfig,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> Result<RunningShard, ShardError> {
+        let mistakes = config.check();
+        if !mistakes.is_empty() {
+            return Err(Mistakes(mistakes).into());
+        }
+        let io = |what| move |source| ShardError::Io { what, source };
+        let address = listener.local_addr().map_err(io("the listening socket"))?;
+        let (progress, heart) = (Arc::<Progress>::default(), Arc::<Heart>::default());
+        let service = ShardService::loading(Arc::clone(&progress), Arc::clone(&heart));
+        let (health, health_server) = Health::new(&[SERVICE_NAME]).await;
+        let shard_server = ShardServer::new(service.clone())
+            .max_decoding_message_size(CONTROL_MESSAGE_LIMIT.max(FRAME_MESSAGE_LIMIT));
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1();
+        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
+        let router = channel::server(Traffic::Internal).add_service(health_server).add_service(shard_server);
+        let router = router.add_optional_service(reflection.ok());
+        let serving =
+            router.serve_with_incoming_shutdown(channel::incoming(listener), stop.clone().cancelled_owned());
+        let server = tokio::spawn(serving);
+        // From here on an early return stops the server too.
+        let guard = stop.clone().drop_guard();
+
+        warn_who_may(address);
+        let gone = CancellationToken::new();
+        let loading = spawn_device(config.clone(), Arc::clone(&progress), Arc::clone(&heart), gone.clone())
+            .map_err(io("the device thread"))?;
+        let ready = tokio::select! {
+            () = shutdown.cancelled() => return Err(ShardError::Stopped),
+            loaded = loading => loaded.map_err(|_| ShardError::DeviceThread)??,
+        };
+        service.loaded(ready);
+        health.ready().await;
+        tracing::info!(%address, stage = config.stage, stages = config.stages, "ready");
+
+        let life = Life { service, health, server, gone, stop: guard };
+        let life = tokio::spawn(life.live(shutdown, kill.clone()));
+        Ok(RunningShard { address, life, _kill: kill.drop_guard() })
+    }
+}
+
+impl RunningShard {
+    /// Returns once the shard has ended.
+    ///
+    /// # Errors
+    /// It ended by itself: its server or its device thread failed.
+    pub async fn finished(self) -> Result<(), ShardError> {
+        // A panic of the task is reported as what it takes down with it.
+        self.life.await.unwrap_or(Err(ShardError::DeviceThread))
+    }
+}
+
+/// Until keys and TLS come, the address is the only guard.
+fn warn_who_may(address: SocketAddr) {
+    const WHO: &str =
+        "whoever reaches this address may take the shard over: there are no keys and no TLS yet";
+    if address.ip().is_loopback() {
+        tracing::info!(%address, "{WHO}");
+    } else {
+        tracing::warn!(%address, "{WHO}");
+    }
+}
+
+/// Starts the thread that loads the stage and then owns its device.
+fn spawn_device(
+    config: ShardConfig,
+    progress: Arc<Progress>,
+    heart: Arc<Heart>,
+    gone: CancellationToken,
+) -> std::io::Result<oneshot::Receiver<Result<Ready, ShardError>>> {
+    let (told, loaded) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let guard = gone.drop_guard();
+    thread::Builder::new().name(format!("stage-{}", config.stage)).spawn(move || {
+        // Tells the process when this thread ends, for whatever reason.
+        let _gone = guard;
+        let Loaded { stage, logits, logits_slots } = match load::load(&config, &progress) {
+            Ok(loaded) => loaded,
+            Err(error) => return drop(told.send(Err(error))),
+        };
+        let info = stage.info();
+        tracing::info!(
+            layers = ?info.layers,
+            device = info.device,
+            kv_blocks = info.kv_blocks,
+            weights = asterism_model::bytes(info.weight_bytes),
+            buffers = asterism_model::bytes(info.buffer_bytes),
+            kv = asterism_model::bytes(info.kv_bytes),
+            checkpoint = info.checkpoint_id,
+            "loaded"
+        );
+        let room = describe::room(info, logits_slots);
+        let (commands, queue) = mpsc::channel::<Command>(COMMAND_QUEUE);
+        let description = describe::describe(&config, info, logits_slots);
+        let largest = info.max_rows as u64 * info.row_bytes() as u64;
+        let machine = Machine { stage, logits, heart, runtime };
+        if told.send(Ok(Ready { description, largest, commands })).is_ok() {
+            DeviceThread { machine, room, commands: queue }.run();
+        }
+    })?;
+    Ok(loaded)
+}
+
+/// A shard between its start and its end.
+struct Life {
+    service: ShardService,
+    health: Health,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    gone: CancellationToken,
+    stop: DropGuard,
+}
+
+impl Life {
+    async fn live(mut self, shutdown: CancellationToken, kill: CancellationToken) -> Result<(), ShardError> {
+        let drained = self.service.drained();
+        let ended = tokio::select! {
+            () = kill.cancelled() => Ok(()),
+            () = drained.cancelled() => Ok(()),
+            () = self.gone.cancelled() => Err(ShardError::DeviceThread),
+            served = &mut self.server => return served.map_err(|_| ShardError::DeviceThread)?.map_err(Into::into),
+            () = shutdown.cancelled() => {
+                tracing::info!("draining: no new driver is taken, the present one may finish");
+                self.health.not_ready().await;
+                tokio::select! {
+                    () = kill.cancelled() => {}
+                    () = drained.cancelled() => {}
+                    () = self.service.leave() => {}
+                    () = tokio::time::sleep(GRACE) => tracing::warn!("the driver did not leave in {GRACE:?}"),
+                }
+                Ok(())
+            }
+        };
+        self.health.not_ready().await;
+        self.service.end_epoch(Failure::new(Reason::Unavailable, "the shard is stopping"));
+        drop(self.stop);
+        // Watchers of health and idle connections would hold the server up for ever.
+        if tokio::time::timeout(FLUSH, &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+        tracing::info!("stopped");
+        ended
+    }
+}
