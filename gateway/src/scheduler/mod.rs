@@ -20,13 +20,15 @@ mod plan;
 mod queue;
 mod running;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blocks::BlockPool;
-pub use groups::Pace;
 use groups::Groups;
+pub use groups::Pace;
 pub use limits::{BLOCK_ROWS, Limits, QueueLimits, Refusal};
 use queue::Queue;
 use running::{Running, State};
