@@ -8,14 +8,10 @@
 pub fn round(x: f32) -> u16 {
     let bits = x.to_bits();
     let high = (bits >> 16) as u16;
-    if x.is_nan() {
-        return high | 0x0040;
-    }
-    if bits & 0x7f80_0000 == 0 {
-        return high & 0x8000;
-    }
     let odd = (bits >> 16) & 1;
-    (bits.wrapping_add(0x7fff + odd) >> 16) as u16
+    let nearest = (bits.wrapping_add(0x7fff + odd) >> 16) as u16;
+    let normal = if bits & 0x7f80_0000 == 0 { high & 0x8000 } else { nearest };
+    if x.is_nan() { high | 0x0040 } else { normal }
 }
 
 /// The f32 of a bf16, exactly.
