@@ -25,7 +25,7 @@ const ROW_BLOCK: usize = 768 << 10;
 const LEAST_TILES: usize = 16;
 
 /// Tiles that a thread keeps accumulators for at once, where K has several blocks.
-const TILES: usize = 16;
+const TILES: usize = 8;
 
 /// How far ahead in its stream of weights a lone tile prefetches, in bytes.
 const AHEAD: usize = 8 << 10;

@@ -196,6 +196,26 @@ fn a_row_does_not_depend_on_its_batch() {
 }
 
 #[test]
+fn very_many_rows_come_in_blocks() {
+    let (rows, outputs) = (340, 35);
+    for (compute, dtype) in KINDS {
+        let case = Case::new([rows, 1201, outputs], compute, dtype, None);
+        let specified = case.specified();
+        for isa in isas() {
+            let gemm = Gemm::new(isa).unwrap();
+            assert_eq!(case.run(&gemm, &pool(2), 0..rows), specified, "{isa:?} {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn more_threads_than_panels_are_fine() {
+    let case = Case::new([5, 40, 70], Compute::Bf16, Dtype::Bf16, None);
+    let gemm = Gemm::new(Isa::detect()).unwrap();
+    assert_eq!(case.run(&gemm, &pool(5), 0..5), case.specified());
+}
+
+#[test]
 fn blocks_of_k_hand_the_accumulator_on() {
     for inputs in [K_BLOCK, K_BLOCK + 1, 2 * K_BLOCK + 37] {
         for (compute, dtype) in KINDS {
