@@ -2,7 +2,8 @@
 //!
 //! Only tensors that the model uses are kept. The folder appears whole or not at all.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::manifest::{self, Entry, Manifest};
 use crate::spec::DecoderSpec;
-use crate::weights::{Checkpoint, Companion, StoredDtype, TensorInfo, push_weight, weights_as_f32};
+use crate::weights::{Checkpoint, Companion, StoredDtype, TensorInfo, convert_weights};
 use crate::{ModelError, arch::Source};
 
 /// How a checkpoint is converted.
@@ -115,7 +116,7 @@ fn planned(
     for source in &sources {
         source.check(checkpoint)?;
     }
-    let used: std::collections::BTreeSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+    let used: BTreeSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
     for info in checkpoint.tensors().filter(|info| !used.contains(info.name.as_str())) {
         tracing::debug!(name = info.name, "left out: no layer reads it");
     }
@@ -157,24 +158,20 @@ fn header(tensors: &[TensorInfo]) -> Vec<u8> {
         offset = end;
     }
     let mut text = Value::Object(entries).to_string();
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
 /// The tensor's elements in the type of `info`.
-fn converted<'a>(checkpoint: &'a Checkpoint, info: &TensorInfo) -> std::borrow::Cow<'a, [u8]> {
+fn converted<'a>(checkpoint: &'a Checkpoint, info: &TensorInfo) -> Cow<'a, [u8]> {
     let bytes = checkpoint.bytes(&info.name).unwrap_or_default();
     let stored = checkpoint.tensor(&info.name).map_or(info.dtype, |stored| stored.dtype);
     if stored == info.dtype {
         return bytes;
     }
-    let mut out = Vec::with_capacity(info.byte_len().unwrap_or_default());
-    for weight in weights_as_f32(stored, &bytes).into_iter().flatten() {
-        push_weight(&mut out, info.dtype, weight);
-    }
-    out.into()
+    convert_weights(&bytes, stored, info.dtype).into()
 }
 
 /// config.json, its `torch_dtype` brought in line.

@@ -101,10 +101,9 @@ fn ranges(spec: &DecoderSpec, sizing: &Sizing, shares: &[u64]) -> Result<Vec<Ran
                 Some(previous) => (best[previous][start].0, best[previous][start].1),
                 None => (0.0, 0.0),
             };
-            for end in start + 1..=layers {
+            for (end, known) in best[stage].iter_mut().enumerate().skip(start + 1) {
                 let full = need(start..end, shares[stage]);
                 let candidate = (before.max(full), squares + full * full, start);
-                let known = &mut best[stage][end];
                 if (candidate.0, candidate.1) < (known.0, known.1) {
                     *known = candidate;
                 }
@@ -182,9 +181,11 @@ impl Sizing {
 
     /// Bytes of the activations, logits and rope tables of a stage.
     pub fn buffer_bytes(&self, spec: &DecoderSpec, layers: &Range<usize>) -> u64 {
-        // Residual, normed, sum; q, k, v; attention's output; gate and up; their product; and the edge's copy.
+        // Residual, normed, delta and the edge's copy; q, k, v; what was attended; gate and up; their product.
         let row = 4 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.inner;
-        let activations = self.max_rows * row * self.compute.dtype().bytes();
+        // A matmul's input once more, in the order its kernel wants.
+        let prepared = spec.hidden.max(spec.q_width()).max(spec.inner) * size_of::<f32>();
+        let activations = self.max_rows * (row * self.compute.dtype().bytes() + prepared);
         let logits = if layers.end == spec.layers {
             let kept = (self.evidence_rows + self.logits_slots) * spec.vocab * size_of::<f32>();
             kept + 2 * self.evidence_rows * spec.hidden * self.compute.dtype().bytes()

@@ -68,6 +68,8 @@ pub struct StageInfo {
     pub max_rows: usize,
     /// The most evidence rows of a step.
     pub evidence_rows: usize,
+    /// Logits rows that were counted into the memory.
+    pub logits_slots: usize,
     /// Positions of the longest sequence.
     pub max_context: usize,
     /// Bytes of the weights.
@@ -165,6 +167,7 @@ impl Stage {
             kv_blocks,
             max_rows: options.max_rows,
             evidence_rows: options.evidence_rows,
+            logits_slots: options.logits_slots,
             max_context: options.max_context,
             weight_bytes: weights.bytes,
             buffer_bytes: sizing.buffer_bytes(&spec, &options.layers),

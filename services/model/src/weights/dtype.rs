@@ -77,26 +77,21 @@ pub(crate) fn elements(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size))
 }
 
-/// Appends the little-endian `dtype` form of `value`, rounded to nearest even. `dtype` is a weight type.
-pub(crate) fn push_weight(out: &mut Vec<u8>, dtype: StoredDtype, value: f32) {
-    match dtype {
-        StoredDtype::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
-        StoredDtype::Bf16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
-        _ => out.extend_from_slice(&value.to_le_bytes()),
+/// Little-endian weights of one type as another, rounded to nearest even where it is narrower. Both are weight types.
+pub(crate) fn convert_weights(bytes: &[u8], from: StoredDtype, to: StoredDtype) -> Vec<u8> {
+    match from {
+        StoredDtype::F16 => encode(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()), to),
+        StoredDtype::Bf16 => encode(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()), to),
+        _ => encode(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)), to),
     }
 }
 
-/// Reads weights of a little-endian weight type as f32, exactly; `None` for other types.
-pub(crate) fn weights_as_f32(dtype: StoredDtype, bytes: &[u8]) -> Option<Box<dyn Iterator<Item = f32> + '_>> {
-    match dtype {
-        StoredDtype::F16 => {
-            Some(Box::new(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())))
-        }
-        StoredDtype::Bf16 => {
-            Some(Box::new(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())))
-        }
-        StoredDtype::F32 => Some(Box::new(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)))),
-        _ => None,
+/// Weights as little-endian elements of a weight type, rounded to nearest even.
+pub(crate) fn encode(weights: impl Iterator<Item = f32>, to: StoredDtype) -> Vec<u8> {
+    match to {
+        StoredDtype::F16 => weights.flat_map(|weight| f16::from_f32(weight).to_le_bytes()).collect(),
+        StoredDtype::Bf16 => weights.flat_map(|weight| bf16::from_f32(weight).to_le_bytes()).collect(),
+        _ => weights.flat_map(f32::to_le_bytes).collect(),
     }
 }
 
@@ -111,5 +106,20 @@ mod tests {
             assert_eq!(StoredDtype::from_name(name), Some(dtype));
         }
         assert_eq!(StoredDtype::from_name("F8_E4M3"), None);
+    }
+
+    #[test]
+    fn weights_are_rounded_to_nearest_even() {
+        use StoredDtype::{Bf16, F16, F32};
+        let exact = [0.0f32, -1.5, 0.15625, f32::INFINITY];
+        let wide = encode(exact.into_iter(), F32);
+        for to in [Bf16, F16, F32] {
+            let narrow = convert_weights(&wide, F32, to);
+            assert_eq!(narrow.len(), exact.len() * to.size());
+            assert_eq!(convert_weights(&narrow, to, F32), wide);
+        }
+        // One and a half of the last place: up to even; a half: down to even.
+        let ties = encode([1.0 + 3.0 / 256.0, 1.0 + 1.0 / 256.0].into_iter(), Bf16);
+        assert_eq!(convert_weights(&ties, Bf16, F32), encode([1.0 + 4.0 / 256.0, 1.0].into_iter(), F32));
     }
 }

@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub(crate) use self::dtype::convert_weights;
 pub use self::dtype::{StoredDtype, TensorInfo};
-pub(crate) use self::dtype::{push_weight, weights_as_f32};
 use self::stored::Stored;
 use crate::ModelError;
 use crate::spec::DecoderSpec;

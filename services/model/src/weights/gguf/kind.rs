@@ -41,7 +41,7 @@ impl Kind {
             Self::Q4_0 => (BLOCK, 18),
             Self::Q4_1 => (BLOCK, 20),
         };
-        if columns % weights == 0 { (columns / weights).checked_mul(bytes) } else { None }
+        if columns.is_multiple_of(weights) { (columns / weights).checked_mul(bytes) } else { None }
     }
 
     /// The weights of one row; `bytes` is the whole row.

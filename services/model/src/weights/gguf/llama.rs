@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::super::dtype::{StoredDtype, TensorInfo, push_weight};
+use super::super::dtype::{StoredDtype, TensorInfo, encode};
 use super::super::map::Mapped;
 use super::super::stored::{Place, Stored};
 use super::file::{GgufFile, GgufTensor, Metadata};
@@ -301,15 +301,12 @@ impl LlamaTensor {
     pub fn bytes(&self, info: &TensorInfo) -> Vec<u8> {
         let rows: Vec<Vec<f32>> =
             self.parts.iter().flat_map(|(tensor, order)| self.rows(tensor, *order)).collect();
-        let mut out = Vec::with_capacity(info.byte_len().unwrap_or_default());
         if self.transposed {
-            for column in 0..rows.first().map_or(0, Vec::len) {
-                rows.iter().for_each(|row| push_weight(&mut out, info.dtype, row[column]));
-            }
+            let columns = 0..rows.first().map_or(0, Vec::len);
+            encode(columns.flat_map(|column| rows.iter().map(move |row| row[column])), info.dtype)
         } else {
-            rows.iter().flatten().for_each(|&weight| push_weight(&mut out, info.dtype, weight));
+            encode(rows.iter().flatten().copied(), info.dtype)
         }
-        out
     }
 
     fn rows(&self, tensor: &GgufTensor, order: Rows) -> impl Iterator<Item = Vec<f32>> {
