@@ -49,13 +49,20 @@ pub struct StageSize {
     pub kv_tokens: u64,
 }
 
-/// Splits the model over devices of `memory` bytes each, so that the fullest is as empty as can be: evenly by bytes over equal
-/// devices, in proportion over unequal ones. If any split fits, this one does.
+/// Splits the model over devices of `memory` bytes each. Equal devices get [`even`] stages if those fit. Else the fullest device is
+/// as empty as can be, so if any split fits, this one does.
 pub fn split(spec: &DecoderSpec, sizing: &Sizing, memory: &[u64]) -> Result<Split, ModelError> {
-    let ranges = ranges(spec, sizing, memory)?;
-    let stages: Result<Vec<_>, _> =
-        ranges.into_iter().zip(memory).map(|(layers, &memory)| sizing.stage(spec, layers, memory)).collect();
-    stages.map(|stages| Split { stages }).map_err(|error| match error {
+    let sized = |ranges: Vec<Range<usize>>| {
+        let stages =
+            ranges.into_iter().zip(memory).map(|(layers, &memory)| sizing.stage(spec, layers, memory));
+        stages.collect::<Result<_, _>>().map(|stages| Split { stages })
+    };
+    if memory.windows(2).all(|pair| pair[0] == pair[1])
+        && let Ok(split) = sized(even(spec, sizing, memory.len())?)
+    {
+        return Ok(split);
+    }
+    sized(fullest(spec, sizing, memory)?).map_err(|error| match error {
         ModelError::DoesNotFit { layers, weights, buffers, least_kv, memory: given, .. } => {
             let enough = enough(spec, sizing, memory);
             ModelError::DoesNotFit { layers, weights, buffers, least_kv, memory: given, enough }
@@ -64,46 +71,52 @@ pub fn split(spec: &DecoderSpec, sizing: &Sizing, memory: &[u64]) -> Result<Spli
     })
 }
 
-/// The layers of each of `stages` equal stages.
+/// The layers of each of `stages` equal stages, even by bytes of weights, the embedding and the head included: a step takes about
+/// the same time on each.
 pub fn even(spec: &DecoderSpec, sizing: &Sizing, stages: usize) -> Result<Vec<Range<usize>>, ModelError> {
-    ranges(spec, sizing, &vec![1; stages])
+    minimize(spec.layers, stages, |_, layers| sizing.weight_bytes(spec, &layers) as f64)
+}
+
+/// The layers of each device, so that the largest share of its memory that one needs is the least.
+fn fullest(spec: &DecoderSpec, sizing: &Sizing, memory: &[u64]) -> Result<Vec<Range<usize>>, ModelError> {
+    minimize(spec.layers, memory.len(), |stage, layers| {
+        let bytes = sizing.weight_bytes(spec, &layers)
+            + sizing.buffer_bytes(spec, &layers)
+            + sizing.block_bytes(spec, layers.len());
+        bytes as f64 / memory[stage].max(1) as f64
+    })
 }
 
 /// The least number of devices, each as large as the largest given, over which the model fits.
 fn enough(spec: &DecoderSpec, sizing: &Sizing, memory: &[u64]) -> Option<usize> {
     let largest = memory.iter().copied().max()?;
     (1..=spec.layers).find(|&devices| {
-        let memory = vec![largest; devices];
-        ranges(spec, sizing, &memory)
+        fullest(spec, sizing, &vec![largest; devices])
             .is_ok_and(|ranges| ranges.into_iter().all(|layers| sizing.stage(spec, layers, largest).is_ok()))
     })
 }
 
-/// Minimizes the largest of (bytes needed / share), then the sum of squares, over all ways to cut the layers.
-fn ranges(spec: &DecoderSpec, sizing: &Sizing, shares: &[u64]) -> Result<Vec<Range<usize>>, ModelError> {
-    let (stages, layers) = (shares.len(), spec.layers);
+/// Cuts the layers into stages so that the largest `load` of one is least, then the sum of their squares.
+fn minimize(
+    layers: usize,
+    stages: usize,
+    load: impl Fn(usize, Range<usize>) -> f64,
+) -> Result<Vec<Range<usize>>, ModelError> {
     if stages == 0 || stages > layers {
         return Err(ModelError::WrongStages { stages, layers });
     }
-    // A stage's bytes depend on how many layers it has and on which ends it holds, not on which layers they are.
-    let need = |layers: Range<usize>, share: u64| {
-        let bytes = sizing.weight_bytes(spec, &layers)
-            + sizing.buffer_bytes(spec, &layers)
-            + sizing.block_bytes(spec, layers.len());
-        bytes as f64 / share.max(1) as f64
-    };
-    // best[stage][end]: (fullest, sum of squares, start of the stage) of the first stages up to layer `end`.
+    // best[stage][end]: (largest load, sum of squares, start of the stage) of the first stages up to layer `end`.
     let mut best = vec![vec![(f64::INFINITY, f64::INFINITY, 0); layers + 1]; stages];
     for stage in 0..stages {
         let starts = if stage == 0 { 0..1 } else { stage..layers };
         for start in starts {
-            let (before, squares) = match stage.checked_sub(1) {
+            let (largest, squares) = match stage.checked_sub(1) {
                 Some(previous) => (best[previous][start].0, best[previous][start].1),
                 None => (0.0, 0.0),
             };
             for (end, known) in best[stage].iter_mut().enumerate().skip(start + 1) {
-                let full = need(start..end, shares[stage]);
-                let candidate = (before.max(full), squares + full * full, start);
+                let load = load(stage, start..end);
+                let candidate = (largest.max(load), squares + load * load, start);
                 if (candidate.0, candidate.1) < (known.0, known.1) {
                     *known = candidate;
                 }

@@ -101,19 +101,29 @@ fn a_split_covers_all_layers_in_order() {
 }
 
 #[test]
-fn no_other_cut_has_an_emptier_fullest_stage() {
+fn no_other_cut_has_a_smaller_largest_stage() {
     let spec = DecoderSpec { layers: 9, vocab: 250_000, ..telechat_52b() };
     let sizing = sizing();
-    let need = |layers: Range<usize>| {
-        sizing.weight_bytes(&spec, &layers)
-            + sizing.buffer_bytes(&spec, &layers)
+    let largest =
+        |cut: &[Range<usize>]| cut.iter().map(|layers| sizing.weight_bytes(&spec, layers)).max().unwrap();
+    let best =
+        (1..8).flat_map(|a| (a + 1..9).map(move |b| [0..a, a..b, b..9])).map(|cut| largest(&cut)).min();
+    assert_eq!(Some(largest(&even(&spec, &sizing, 3).unwrap())), best);
+}
+
+#[test]
+fn where_even_stages_do_not_fit_another_split_may() {
+    // The last stage's logits take as much memory as several layers.
+    let spec = DecoderSpec { layers: 12, ..telechat_52b() };
+    let sizing = Sizing { logits_slots: 20_000, ..sizing() };
+    let ranges = even(&spec, &sizing, 2).unwrap();
+    let need = |layers: &Range<usize>| {
+        sizing.weight_bytes(&spec, layers)
+            + sizing.buffer_bytes(&spec, layers)
             + sizing.block_bytes(&spec, layers.len())
     };
-    let found = even(&spec, &sizing, 3).unwrap().into_iter().map(need).max().unwrap();
-    let best = (1..8)
-        .flat_map(|a| (a + 1..9).map(move |b| [0..a, a..b, b..9]))
-        .map(|cut| cut.into_iter().map(need).max().unwrap())
-        .min()
-        .unwrap();
-    assert_eq!(found, best);
+    let memory = need(&ranges[1]) - 1;
+    assert!(memory > need(&ranges[0]));
+    let split = split(&spec, &sizing, &[memory; 2]).unwrap();
+    assert!(split.stages[1].layers.len() < ranges[1].len());
 }
