@@ -1,1 +1,5 @@
-//! The whole system over real sockets, the golden data, and the rules that code can hold.
+//! What the whole-system tests share: the golden data, and clusters of real services over real sockets.
+
+pub mod answer;
+pub mod cluster;
+pub mod golden;

@@ -1,0 +1,167 @@
+//! A gateway and its shards in this process, over real loopback sockets.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use asterism_gateway::GatewayConfig;
+use asterism_gateway::driver::{EvidenceSink, PipelineState};
+use asterism_gateway::service::{Gateway, Listeners, RunningGateway};
+use asterism_process::config::Bytes;
+use asterism_process::listen::{bind, loopback};
+use asterism_proto::shard::v1::Evidence;
+use asterism_proto::v1::GenerateRequest;
+use asterism_proto::v1::inference_client::InferenceClient;
+use asterism_shard::{ComputeType, RunningShard, Shard, ShardConfig};
+use prost::Message as _;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::answer::{self, Answer, Client};
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The model's folder.
+    pub checkpoint: PathBuf,
+    /// Shards of the pipeline.
+    pub shards: usize,
+    /// Threads of each.
+    pub threads: usize,
+    /// Activations and KV.
+    pub compute: ComputeType,
+    /// The most rows of a step: small, so that prompts are chunked.
+    pub max_rows: usize,
+    /// Memory of each shard.
+    pub memory: Option<Bytes>,
+    /// Positions of the longest sequence.
+    pub max_context: Option<u32>,
+    /// Requests that may wait.
+    pub queue_requests: u32,
+}
+
+/// The evidence of each request, in order of position, as the bytes that crossed the wire.
+pub type SeenEvidence = BTreeMap<String, Vec<Vec<u8>>>;
+
+/// A running system. Dropping it ends it.
+#[derive(Debug)]
+pub struct Cluster {
+    setup: Setup,
+    shards: Vec<Option<RunningShard>>,
+    addresses: Vec<SocketAddr>,
+    gateway: RunningGateway,
+    evidence: Arc<Mutex<SeenEvidence>>,
+}
+
+impl Setup {
+    /// One thread each, f32.
+    pub fn new(checkpoint: impl Into<PathBuf>, shards: usize) -> Self {
+        Self {
+            checkpoint: checkpoint.into(),
+            shards,
+            threads: 1,
+            compute: ComputeType::F32,
+            max_rows: 48,
+            memory: None,
+            max_context: None,
+            queue_requests: 1024,
+        }
+    }
+
+    fn shard(&self, stage: usize) -> ShardConfig {
+        ShardConfig {
+            stage: u32::try_from(stage).expect("a stage"),
+            stages: u32::try_from(self.shards).expect("stages"),
+            threads: NonZeroUsize::new(self.threads),
+            compute: self.compute,
+            max_rows: self.max_rows,
+            memory: self.memory,
+            max_context: self.max_context.map(|tokens| tokens as usize),
+            ..ShardConfig::new(&self.checkpoint)
+        }
+    }
+
+    /// The gateway's configuration in front of these shards.
+    pub fn gateway(&self, shards: &[SocketAddr]) -> GatewayConfig {
+        GatewayConfig {
+            listen: loopback(0),
+            http_listen: loopback(0),
+            max_context: self.max_context,
+            queue_requests: self.queue_requests,
+            ..GatewayConfig::new(&self.checkpoint, shards.iter().map(ToString::to_string))
+        }
+    }
+}
+
+impl Cluster {
+    /// Starts all services and waits until the pipeline is joined.
+    pub async fn start(setup: Setup) -> Self {
+        let (mut shards, mut addresses) = (Vec::new(), Vec::new());
+        for stage in 0..setup.shards {
+            let (listener, address) = bind(loopback(0)).await.expect("a free port");
+            let started = Shard::start(setup.shard(stage), listener, CancellationToken::new()).await;
+            shards.push(Some(started.expect("a shard starts")));
+            addresses.push(address);
+        }
+        let evidence = Arc::<Mutex<SeenEvidence>>::default();
+        let seen = Arc::clone(&evidence);
+        let sink = EvidenceSink::new(move |row| {
+            // Sequence ids count requests in order of arrival, which differs between runs.
+            let bytes = Evidence { sequence: 0, ..row.evidence.clone() }.encode_to_vec();
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.entry(row.request_id.to_owned()).or_default().push(bytes);
+        });
+        let config = setup.gateway(&addresses);
+        let listeners = Listeners::bind(&config).await.expect("free ports");
+        let gateway = Gateway::start_audited(config, listeners, Some(sink)).await.expect("a gateway starts");
+        assert!(gateway.ready().await, "the pipeline is joined");
+        Self { setup, shards, addresses, gateway, evidence }
+    }
+
+    /// Where the shards listen, by stage.
+    pub fn shards(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The gateway.
+    pub fn gateway(&self) -> &RunningGateway {
+        &self.gateway
+    }
+
+    /// A client with a connection of its own.
+    pub async fn client(&self) -> Client {
+        let address = format!("http://{}", self.gateway.grpc_address);
+        InferenceClient::connect(address).await.expect("the gateway listens")
+    }
+
+    /// Sends one request over a connection of its own and reads its whole answer.
+    ///
+    /// # Errors
+    /// What the gateway answered instead.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Answer, Status> {
+        answer::generate(self.client().await, request).await
+    }
+
+    /// All evidence since the last call.
+    pub fn take_evidence(&self) -> SeenEvidence {
+        std::mem::take(&mut *self.evidence.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends a shard as a crash would.
+    pub async fn kill(&mut self, stage: usize) {
+        drop(self.shards[stage].take());
+        let mut state = self.gateway.state();
+        let lost = state.wait_for(|state| !matches!(state, PipelineState::Joined(_))).await;
+        assert!(lost.is_ok(), "the gateway outlives its shards");
+    }
+
+    /// Starts a killed shard again at its address and waits until the pipeline is joined.
+    pub async fn revive(&mut self, stage: usize) {
+        let (listener, _) = bind(self.addresses[stage]).await.expect("the port is free again");
+        let started = Shard::start(self.setup.shard(stage), listener, CancellationToken::new()).await;
+        self.shards[stage] = Some(started.expect("a shard starts"));
+        assert!(self.gateway.ready().await, "the pipeline is joined again");
+    }
+}
