@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn seed_choice_and_position_each_count() {
-        let all = [uniform(1, 0, 5), uniform(2, 0, 5), uniform(1 << 32, 0, 5), uniform(1, 1, 5), uniform(1, 5, 0)];
+        let all =
+            [uniform(1, 0, 5), uniform(2, 0, 5), uniform(1 << 32, 0, 5), uniform(1, 1, 5), uniform(1, 5, 0)];
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b));
         }

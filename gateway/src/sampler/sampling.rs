@@ -207,7 +207,10 @@ fn bias(biases: &[v1::LogitBias], vocab: u32) -> Result<Vec<(u32, f32)>, Failure
             return refuse(format!("token id {token_id} is beyond a vocabulary of {vocab}"));
         }
         if !BIASES.contains(&bias) {
-            return refuse(format!("the bias of token id {token_id} is {bias}, not in {}", interval(&BIASES)));
+            return refuse(format!(
+                "the bias of token id {token_id} is {bias}, not in {}",
+                interval(&BIASES)
+            ));
         }
         if !seen.insert(token_id) {
             return refuse(format!("token id {token_id} is biased twice"));
