@@ -71,7 +71,8 @@ impl Scheduler {
         }
         // An even share of those that are not in flight, and never more than of all: groups that differ grow alike.
         let share = (decoding - under_way).div_ceil(free_groups).min(decoding.div_ceil(groups));
-        let most = |limit: u32| if prompts { limit - (limit / PROMPT_SHARE).max(1) } else { limit };
+        let most =
+            |limit: u32| if prompts { limit.saturating_sub((limit / PROMPT_SHARE).max(1)) } else { limit };
         let rows = share.min(most(self.limits.rows)).min(most(self.limits.evidence_rows));
         ready.sort_unstable();
         let step = self.in_flight.next_id();
