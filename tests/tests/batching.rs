@@ -22,8 +22,15 @@ fn nth_request(n: u64) -> GenerateRequest {
     let prompt: Vec<u32> = (0..length).map(|i| (scramble(n * 1000 + i) % 512) as u32).collect();
     let tokens = 1 + (scramble(n + 77) % 24) as u32;
     let id = format!("r{n}");
-    match n % 4 {
-        0 => greedy(&id, &prompt, tokens),
+    let mut request = of_kind(n % 4, &id, &prompt, tokens);
+    // The first message tells the seed; one that the gateway drew would differ.
+    request.sampling.get_or_insert_default().seed = Some(n);
+    request
+}
+
+fn of_kind(kind: u64, id: &str, prompt: &[u32], tokens: u32) -> GenerateRequest {
+    match kind {
+        0 => greedy(id, prompt, tokens),
         1 => {
             let penalties = Sampling {
                 do_sample: Some(false),
@@ -32,17 +39,16 @@ fn nth_request(n: u64) -> GenerateRequest {
                 frequency_penalty: Some(0.25),
                 ..Sampling::default()
             };
-            request(&id, &prompt, tokens, penalties)
+            request(id, prompt, tokens, penalties)
         }
         2 => {
             let nucleus = Sampling {
                 temperature: Some(0.8),
                 top_k: Some(20),
                 top_p: Some(0.9),
-                seed: Some(n),
                 ..Sampling::default()
             };
-            request(&id, &prompt, tokens, nucleus)
+            request(id, prompt, tokens, nucleus)
         }
         // No certificate without truncation: such rows are sometimes fetched whole.
         _ => {
@@ -51,10 +57,9 @@ fn nth_request(n: u64) -> GenerateRequest {
                 temperature: Some(2.0),
                 top_k: Some(0),
                 top_p: Some(1.0),
-                seed: Some(n),
                 ..Sampling::default()
             };
-            request(&id, &prompt, tokens, plain)
+            request(id, prompt, tokens, plain)
         }
     }
 }
