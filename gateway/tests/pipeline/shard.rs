@@ -24,10 +24,18 @@ pub const BLOCK_ROWS: u32 = 16;
 pub struct Control {
     /// Plans are taken and not reported.
     pub paused: bool,
+    /// The same for those after this step.
+    pub pause_after: Option<u64>,
     /// The evidence of a row with this id is an error.
     pub poison: Option<u32>,
     /// Says that it will leave.
     pub draining: bool,
+}
+
+impl Control {
+    fn pauses(&self, step: u64) -> bool {
+        self.paused || self.pause_after.is_some_and(|last| step > last)
+    }
 }
 
 /// What a test sees.
@@ -190,7 +198,9 @@ impl Shard for Service {
         request: Request<Streaming<RunRequest>>,
     ) -> Result<Response<Self::RunStream>, Status> {
         let mut requests = request.into_inner();
-        let Some(RunRequest { message: Some(run_request::Message::Open(holder)) }) = requests.message().await? else {
+        let Some(RunRequest { message: Some(run_request::Message::Open(holder)) }) =
+            requests.message().await?
+        else {
             return Err(Status::invalid_argument("not opened"));
         };
         if self.0.seen.borrow().holder.as_ref() != Some(&holder) {
@@ -233,7 +243,8 @@ impl Shard for Service {
         let Some(play) = plays.get(&(request.sequence, request.position)) else {
             return Err(Status::not_found("no such row"));
         };
-        let bytes = |row: Vec<f32>| row.iter().flat_map(|logit| logit.to_le_bytes()).collect::<Vec<u8>>().into();
+        let bytes =
+            |row: Vec<f32>| row.iter().flat_map(|logit| logit.to_le_bytes()).collect::<Vec<u8>>().into();
         let processed = bytes(toy::processed(&play.ids, play.prompt_len, &play.setting));
         let raw = if request.raw_too { bytes(toy::raw(&play.ids)) } else { Default::default() };
         Ok(Response::new(FetchLogitsResponse { processed, raw }))
@@ -269,7 +280,7 @@ impl Service {
                     let report = self.step(holder, &plan).inspect_err(|status| {
                         self.0.seen.send_modify(|seen| seen.violations.push(status.message().to_owned()));
                     })?;
-                    while control.borrow_and_update().paused {
+                    while control.borrow_and_update().pauses(plan.step) {
                         tokio::select! {
                             changed = control.changed() => changed.unwrap(),
                             _ = beats.tick() => self.beat(layers_done, true, responses).await,
@@ -351,7 +362,10 @@ impl Service {
         let distinct: BTreeSet<u32> = used.iter().copied().collect();
         check(distinct.len() == used.len(), "a block in two sequences".to_owned())?;
         check(distinct.iter().all(|block| *block < shard.kv_blocks), "an unknown block".to_owned())?;
-        check(evidence.len() <= shard.max_evidence_rows as usize, format!("{} evidence rows", evidence.len()))?;
+        check(
+            evidence.len() <= shard.max_evidence_rows as usize,
+            format!("{} evidence rows", evidence.len()),
+        )?;
         let last = shard.stage + 1 == shard.stages;
         Ok(StepReport {
             epoch: plan.epoch,

@@ -64,7 +64,9 @@ pub fn evidence(ids: &[u32], prompt_len: usize, setting: &Setting, span: &Span) 
         processed: best.iter().map(|id| row[*id as usize]).collect(),
         raw: best.iter().map(|id| raw[*id as usize]).collect(),
         ids: best,
-        processed_log_sum_exp: setting.temperature.map(|temperature| log_sum_exp(&row, f64::from(temperature))),
+        processed_log_sum_exp: setting
+            .temperature
+            .map(|temperature| log_sum_exp(&row, f64::from(temperature))),
         raw_log_sum_exp: setting.logprobs.map(|_| log_sum_exp(&raw, 1.0)),
         raw_best: logprobs.iter().map(|id| raw[*id as usize]).collect(),
         raw_best_ids: logprobs,

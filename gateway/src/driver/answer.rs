@@ -1,0 +1,159 @@
+//! One request's answer on its way from the driver to its reader.
+//!
+//! The buffer holds the whole remaining answer, so the driver never waits for a reader. A reader that leaves it lying
+//! until it passes [`BYTE_LIMIT`] loses it: the stream ends RESOURCE_EXHAUSTED.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use asterism_proto::v1::generate_response::Event;
+use asterism_proto::{Failure, Reason, v1};
+use futures::Stream;
+use prost::Message;
+use tokio::sync::mpsc;
+
+use super::cancel::CancelOnDrop;
+use crate::text::ModelText;
+
+/// The most bytes that may wait for one reader.
+pub const BYTE_LIMIT: usize = 16 << 20;
+
+/// The events of one answer: [`v1::Started`], deltas, [`v1::Finished`], or a failure in the place of what is left.
+/// Dropping it cancels the request.
+#[derive(Debug)]
+pub struct AnswerStream {
+    reader: AnswerReader,
+    begun: bool,
+    /// All ids so far.
+    ids: Vec<u32>,
+    events: mpsc::Receiver<Buffered>,
+    waiting_bytes: Arc<AtomicUsize>,
+    /// Gone once the answer is over.
+    cancel: Option<CancelOnDrop>,
+}
+
+/// What the reader's side knows of an answer from the start, and adds at its end, so that the driver need not.
+#[derive(Debug)]
+pub struct AnswerReader {
+    /// Cuts the response.
+    pub text: Arc<ModelText>,
+    /// The prompt's ids.
+    pub prompt: Arc<[u32]>,
+    /// The first event.
+    pub started: v1::Started,
+}
+
+/// The driver's end of an [`AnswerStream`].
+#[derive(Debug)]
+pub struct AnswerSender {
+    events: mpsc::Sender<Buffered>,
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Buffered {
+    event: Result<Event, Failure>,
+    bytes: usize,
+}
+
+/// Why an answer cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undeliverable {
+    /// The reader is gone.
+    Gone,
+    /// The reader is too slow, and was told so.
+    Full,
+}
+
+/// Both ends of an answer of at most `max_tokens` tokens.
+pub fn answer(reader: AnswerReader, max_tokens: u32, cancel: CancelOnDrop) -> (AnswerSender, AnswerStream) {
+    // A delta for each token and one for an abort, the end, and a failure. The channel grows as it is used.
+    let most = usize::try_from(max_tokens).unwrap_or(usize::MAX).saturating_add(3);
+    let (sender, events) = mpsc::channel(most.min(tokio::sync::Semaphore::MAX_PERMITS));
+    let waiting_bytes = Arc::new(AtomicUsize::new(0));
+    let sender = AnswerSender { events: sender, waiting_bytes: Arc::clone(&waiting_bytes) };
+    let ids = Vec::new();
+    (sender, AnswerStream { reader, begun: false, ids, events, waiting_bytes, cancel: Some(cancel) })
+}
+
+// === impl AnswerSender ===
+
+impl AnswerSender {
+    /// Buffers an event.
+    ///
+    /// # Errors
+    /// Nobody will read it.
+    pub fn send(&self, event: Event) -> Result<(), Undeliverable> {
+        let bytes = match &event {
+            Event::Started(started) => started.encoded_len(),
+            Event::Delta(delta) => delta.encoded_len(),
+            Event::Finished(finished) => finished.encoded_len(),
+        };
+        let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if waiting > BYTE_LIMIT {
+            let message = format!("more than {BYTE_LIMIT} bytes of the answer were not read in time");
+            self.fail(Failure::exhausted(message, Duration::from_secs(1)));
+            return Err(Undeliverable::Full);
+        }
+        self.events.try_send(Buffered { event: Ok(event), bytes }).map_err(|_| Undeliverable::Gone)
+    }
+
+    /// Ends the answer with a failure.
+    pub fn fail(&self, failure: Failure) {
+        // Fails only where nobody reads any more.
+        let _ = self.events.try_send(Buffered { event: Err(failure), bytes: 0 });
+    }
+}
+
+// === impl AnswerStream ===
+
+impl AnswerStream {
+    /// What is known from the start.
+    pub fn started(&self) -> &v1::Started {
+        &self.reader.started
+    }
+
+    /// Keeps the ids, and completes the end with the response that they make.
+    fn complete(&mut self, event: &mut Event) {
+        match event {
+            Event::Started(_) => {}
+            Event::Delta(delta) => self.ids.extend(&delta.token_ids),
+            Event::Finished(finished) => {
+                finished.response = self.reader.text.response(&self.reader.prompt, &self.ids);
+            }
+        }
+    }
+}
+
+impl Stream for AnswerStream {
+    type Item = Result<Event, Failure>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if !self.begun {
+            self.begun = true;
+            return Poll::Ready(Some(Ok(Event::Started(self.reader.started.clone()))));
+        }
+        if self.cancel.is_none() {
+            return Poll::Ready(None);
+        }
+        let mut event = match std::task::ready!(self.events.poll_recv(context)) {
+            Some(Buffered { event, bytes }) => {
+                self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                event
+            }
+            None => Err(Failure::new(Reason::Unavailable, "the gateway stopped before the answer's end")),
+        };
+        if let Ok(event) = &mut event {
+            self.complete(event);
+        }
+        if matches!(event, Err(_) | Ok(Event::Finished(_)))
+            && let Some(cancel) = self.cancel.take()
+        {
+            cancel.disarm();
+        }
+        Poll::Ready(Some(event))
+    }
+}

@@ -1,0 +1,103 @@
+//! What outlives an epoch: the requests, the planner with its queue, and what callers are told meanwhile.
+
+use asterism_proto::{Failure, Reason};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::answer::AnswerStream;
+use super::requests::{NewRequest, Requests};
+use super::{DriverSettings, PipelineState};
+use crate::scheduler::{Limits, NewSequence, Scheduler, SequenceId};
+
+/// What callers ask of the driver.
+pub enum Command {
+    /// An answer.
+    Submit(Box<NewRequest>, oneshot::Sender<Result<AnswerStream, Failure>>),
+    /// An end; told whether there was such a request.
+    Abort(String, oneshot::Sender<bool>),
+}
+
+/// See the module.
+pub struct Desk {
+    /// As configured.
+    pub settings: DriverSettings,
+    /// Those that wait or run.
+    pub requests: Requests,
+    /// Plans the steps; its queue survives epochs.
+    pub scheduler: Scheduler,
+    /// What the pipeline is doing.
+    pub state: watch::Sender<PipelineState>,
+    /// From callers.
+    pub commands: mpsc::Receiver<Command>,
+    /// Cancelled when the gateway shall stop.
+    pub shutdown: CancellationToken,
+}
+
+impl Desk {
+    /// Does what a caller asks.
+    pub fn answer(&mut self, command: Command) {
+        // A caller that does not wait for the reply has dropped its request with it.
+        match command {
+            Command::Submit(request, reply) => drop(reply.send(self.submit(*request))),
+            Command::Abort(id, reply) => drop(reply.send(self.abort(&id))),
+        }
+    }
+
+    fn submit(&mut self, request: NewRequest) -> Result<AnswerStream, Failure> {
+        let vocab = self.state.borrow().joined()?.vocab_size;
+        if self.requests.sequence(&request.id).is_some() {
+            let message = format!("request_id {:?} is that of a request that is not over", request.id);
+            return Err(Failure {
+                field: Some("request_id".to_owned()),
+                ..Failure::new(Reason::Conflict, message)
+            });
+        }
+        let sequence = self.requests.next_sequence();
+        let top_k = request.sampling.evidence_k(vocab);
+        self.scheduler.submit(NewSequence {
+            id: sequence,
+            prompt: request.prompt.clone(),
+            max_tokens: request.stops.max_tokens,
+            priority: request.priority,
+            evidence: crate::scheduler::EvidenceSpec { setting_id: sequence, top_k },
+        })?;
+        Ok(self.requests.insert(sequence, request, top_k))
+    }
+
+    fn abort(&mut self, id: &str) -> bool {
+        let Some(sequence) = self.requests.sequence(id) else { return false };
+        self.scheduler.end(sequence);
+        self.requests.abort(sequence);
+        true
+    }
+
+    /// Ends what nobody reads any more.
+    pub fn drop_cancelled(&mut self) {
+        for sequence in self.requests.cancelled().take() {
+            self.scheduler.end(sequence);
+            self.requests.remove(sequence);
+        }
+    }
+
+    /// Ends one request with a failure.
+    pub fn fail(&mut self, sequence: SequenceId, failure: Failure) {
+        self.scheduler.end(sequence);
+        self.requests.fail(sequence, failure);
+    }
+
+    /// Begins an epoch within new limits; what waits and can never fit them is refused.
+    pub fn begin(&mut self, limits: Limits) {
+        for (sequence, refusal) in self.scheduler.reset(limits).refused {
+            self.requests.fail(sequence, refusal.into());
+        }
+    }
+
+    /// Ends an epoch: what ran fails, what waits goes on waiting.
+    pub fn end(&mut self, why: &str) {
+        let limits = *self.scheduler.limits();
+        for sequence in self.scheduler.reset(limits).running {
+            let failure = Failure::new(Reason::Unavailable, format!("the pipeline was lost: {why}"));
+            self.requests.fail(sequence, failure);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! One epoch: the loop that plans, sends, reads evidence and draws.
+//!
+//! It waits for shards, callers and the clock, never for a reader. Whatever breaks ends the epoch; nothing is resent.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use asterism_proto::shard::v1::{DrainRequest, Evidence as WireEvidence, FetchLogitsRequest, StepReport};
+use asterism_proto::{Failure, Reason};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::time::{MissedTickBehavior, Sleep, interval};
+
+use super::beats::Beats;
+use super::desk::Desk;
+use super::end::EpochEnd;
+use super::fetch::{Fetched, fetch};
+use super::flight::Flights;
+use super::join::{Joined, within};
+use super::pace::PaceMeter;
+use super::plan::plan;
+use super::requests::Delivered;
+use super::streams::StageEvent;
+use super::{PipelineState, SeenEvidence};
+use crate::sampler::{self, Draw, Evidence, Row, Token, widened_k};
+use crate::scheduler::{Committed, SequenceId};
+
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A joined pipeline at work.
+pub struct Epoch<'d> {
+    desk: &'d mut Desk,
+    joined: Joined,
+    flights: Flights,
+    fetches: FuturesUnordered<Pin<Box<dyn Future<Output = Fetched> + Send>>>,
+    beats: Beats,
+    pace: PaceMeter,
+    /// Stages that will leave.
+    draining: Vec<usize>,
+    /// Set once the gateway shuts down: when it waits no longer.
+    leaving: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'d> Epoch<'d> {
+    /// Begins with nothing under way.
+    pub fn new(desk: &'d mut Desk, joined: Joined) -> Self {
+        let stages = joined.pipeline.members.len();
+        let beats = Beats::new(stages, desk.settings.beat_limit, Instant::now());
+        Self {
+            desk,
+            joined,
+            flights: Flights::new(stages),
+            fetches: FuturesUnordered::new(),
+            beats,
+            pace: PaceMeter::default(),
+            draining: Vec::new(),
+            leaving: None,
+        }
+    }
+
+    /// Runs until something ends it. Its streams close with it.
+    pub async fn run(mut self) -> EpochEnd {
+        let cancelled = self.desk.requests.cancelled().clone();
+        let shutdown = self.desk.shutdown.clone();
+        let mut checks = interval((self.desk.settings.beat_limit / 4).min(Duration::from_secs(1)));
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if let Err(end) = self.send_plans() {
+                return end;
+            }
+            if let Some(end) = self.finished().await {
+                return end;
+            }
+            let going_on = tokio::select! {
+                (stage, event) = self.joined.streams.next() => self.on_event(stage, event),
+                Some(fetched) = self.fetches.next() => {
+                    self.on_row(fetched);
+                    Ok(())
+                }
+                Some(command) = self.desk.commands.recv() => {
+                    self.desk.answer(command);
+                    Ok(())
+                }
+                () = cancelled.wait() => {
+                    self.desk.drop_cancelled();
+                    Ok(())
+                }
+                _ = checks.tick() => {
+                    self.beats.check(self.flights.oldest(), Instant::now()).map_err(EpochEnd::from)
+                }
+                () = shutdown.cancelled(), if self.leaving.is_none() => {
+                    self.leave();
+                    Ok(())
+                }
+                () = wait(&mut self.leaving), if self.leaving.is_some() => Err(EpochEnd::Left),
+            };
+            if let Err(end) = going_on {
+                return end;
+            }
+        }
+    }
+
+    fn send_plans(&mut self) -> Result<(), EpochEnd> {
+        while let Some(step) = self.desk.scheduler.next_step() {
+            let requests = &mut self.desk.requests;
+            let setting = |sequence| {
+                let request = requests.get(sequence)?;
+                Some(request.sampling.setting(sequence))
+            };
+            let plan = plan(self.joined.holder.epoch, step, setting);
+            let now = Instant::now();
+            self.flights.sent(&plan, now);
+            if !plan.spans.is_empty() {
+                self.pace.planned(now);
+            }
+            self.joined.streams.send(&plan)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing left to wait for, where the epoch shall end then.
+    async fn finished(&mut self) -> Option<EpochEnd> {
+        if !self.flights.is_empty() {
+            return None;
+        }
+        if self.leaving.is_some() && self.desk.requests.is_empty() {
+            return Some(EpochEnd::Left);
+        }
+        if self.draining.is_empty() {
+            return None;
+        }
+        let loads = self.desk.scheduler.loads();
+        if loads.prefilling + loads.decoding > 0 {
+            return None;
+        }
+        let mut address = String::new();
+        for stage in &self.draining {
+            let request = DrainRequest { holder: Some(self.joined.holder.clone()) };
+            address.clone_from(&self.joined.pipeline.members.get(*stage)?.address);
+            let client = self.joined.clients.get_mut(*stage)?;
+            if let Err(status) = within(DRAIN_DEADLINE, client.drain(request)).await {
+                tracing::warn!(%address, status = status.message(), "the shard did not take the drain");
+            }
+        }
+        Some(EpochEnd::Drained { address })
+    }
+
+    fn leave(&mut self) {
+        self.desk.state.send_replace(PipelineState::Leaving);
+        self.leaving = Some(Box::pin(tokio::time::sleep(self.desk.settings.grace)));
+    }
+
+    fn on_event(&mut self, stage: usize, event: StageEvent) -> Result<(), EpochEnd> {
+        let now = Instant::now();
+        match event {
+            StageEvent::Report(report) => {
+                self.beats.report(stage, now);
+                self.on_report(stage, report, now)
+            }
+            StageEvent::Beat(beat) => {
+                self.beats.beat(stage, &beat, now);
+                if beat.draining && !self.draining.contains(&stage) {
+                    self.drain(stage);
+                }
+                Ok(())
+            }
+            StageEvent::Ended(status) => {
+                Err(EpochEnd::Stage { address: self.address(stage), message: status.message().to_owned() })
+            }
+        }
+    }
+
+    fn address(&self, stage: usize) -> String {
+        self.joined.pipeline.members.get(stage).map(|member| member.address.clone()).unwrap_or_default()
+    }
+
+    /// Admits nothing more, as a stage is about to leave.
+    fn drain(&mut self, stage: usize) {
+        self.draining.push(stage);
+        self.desk.scheduler.pause_admission();
+        if self.leaving.is_none() {
+            self.desk.state.send_replace(PipelineState::Draining(self.address(stage)));
+        }
+    }
+
+    fn on_report(&mut self, stage: usize, report: StepReport, now: Instant) -> Result<(), EpochEnd> {
+        let epoch = self.joined.holder.epoch;
+        let progress = self
+            .flights
+            .reported(epoch, stage, &report, now)
+            .map_err(|wrong| EpochEnd::Report { stage, wrong })?;
+        if !report.evidence.is_empty() {
+            self.pace.evidence(now);
+        }
+        for evidence in report.evidence {
+            self.on_evidence(report.step, evidence);
+        }
+        if progress.done {
+            self.desk.scheduler.step_done(report.step);
+            if let Some(pace) = progress.way.and_then(|way| self.pace.done(way)) {
+                self.desk.scheduler.observe(pace);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_evidence(&mut self, step: u64, wire: WireEvidence) {
+        let sequence = wire.sequence;
+        let Some(request) = self.desk.requests.get(sequence) else { return };
+        let epoch = self.joined.holder.epoch;
+        if let Some(sink) = &self.desk.settings.sink {
+            sink.take(SeenEvidence { request_id: &request.id, epoch, step, evidence: &wire });
+        }
+        let vocab = self.joined.pipeline.model.vocab_size;
+        let evidence = match Evidence::parse(wire, &request.sampling, vocab) {
+            Ok(evidence) => evidence,
+            Err(error) => return self.desk.fail(sequence, internal(&error)),
+        };
+        match sampler::draw(&request.sampling, &evidence, vocab) {
+            Draw::Token(token) => self.deliver(sequence, token),
+            Draw::NeedsRow => {
+                let request = FetchLogitsRequest {
+                    holder: Some(self.joined.holder.clone()),
+                    step,
+                    sequence,
+                    position: evidence.position(),
+                    raw_too: request.sampling.logprobs().is_some(),
+                };
+                if let Some(last) = self.joined.clients.last() {
+                    self.fetches.push(Box::pin(fetch(last.clone(), request, evidence)));
+                }
+            }
+        }
+    }
+
+    fn on_row(&mut self, fetched: Fetched) {
+        let sequence = fetched.request.sequence;
+        let vocab = self.joined.pipeline.model.vocab_size;
+        let Some(request) = self.desk.requests.get_mut(sequence) else { return };
+        let row = match fetched.row {
+            Ok(row) => Row::parse(&row, &request.sampling, vocab).map_err(|error| internal(&error)),
+            Err(status) => {
+                Err(Failure::new(Reason::Internal, format!("a row of logits was lost: {}", status.message())))
+            }
+        };
+        match row {
+            Ok(row) => {
+                let token = sampler::draw_from_row(&request.sampling, &fetched.evidence, &row);
+                request.top_k = widened_k(request.top_k, vocab);
+                self.desk.scheduler.set_top_k(sequence, request.top_k);
+                self.deliver(sequence, token);
+            }
+            Err(failure) => self.desk.fail(sequence, failure),
+        }
+    }
+
+    fn deliver(&mut self, sequence: SequenceId, token: Token) {
+        let id = token.id;
+        match self.desk.requests.deliver(sequence, token) {
+            Delivered::Over => {
+                self.desk.scheduler.end(sequence);
+            }
+            Delivered::Continues => {
+                if self.desk.scheduler.token(sequence, id) != Committed::Continues {
+                    let failure = Failure::new(Reason::Internal, "the planner did not expect this token");
+                    self.desk.fail(sequence, failure);
+                }
+            }
+        }
+    }
+}
+
+async fn wait(deadline: &mut Option<Pin<Box<Sleep>>>) {
+    match deadline {
+        Some(deadline) => deadline.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn internal(error: &dyn std::error::Error) -> Failure {
+    Failure::new(Reason::Internal, error.to_string())
+}

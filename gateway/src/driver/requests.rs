@@ -1,0 +1,205 @@
+//! The requests that wait or run, by sequence and by the id that their callers know.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use asterism_proto::v1::generate_response::Event;
+use asterism_proto::{Failure, Reason, v1};
+
+use super::answer::{AnswerReader, AnswerSender, AnswerStream, Undeliverable, answer};
+use super::cancel::Cancelled;
+use super::writer::{Stops, Writer};
+use crate::sampler::{Sampling, Token};
+use crate::scheduler::SequenceId;
+use crate::text::{Decoder, ModelText};
+
+/// A checked request.
+#[derive(Clone, Debug)]
+pub struct NewRequest {
+    /// By which its caller can abort it.
+    pub id: String,
+    /// The model's name, for the caller.
+    pub model: String,
+    /// The prompt's ids.
+    pub prompt: Arc<[u32]>,
+    /// Stands after the prompt.
+    pub decoder: Decoder,
+    /// How its tokens are drawn.
+    pub sampling: Sampling,
+    /// Where its answer ends.
+    pub stops: Stops,
+    /// Higher goes first.
+    pub priority: i32,
+}
+
+/// A request that waits or runs.
+#[derive(Debug)]
+pub struct Request {
+    /// By which its caller knows it.
+    pub id: String,
+    /// How its tokens are drawn.
+    pub sampling: Sampling,
+    /// How many candidates its evidence holds.
+    pub top_k: u32,
+    writer: Writer,
+    answer: AnswerSender,
+}
+
+/// What becomes of a sequence after a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// Another token is wanted.
+    Continues,
+    /// Its answer is over, or nobody reads it.
+    Over,
+}
+
+/// All requests that wait or run.
+pub struct Requests {
+    text: Arc<ModelText>,
+    by_sequence: BTreeMap<SequenceId, Request>,
+    by_id: HashMap<String, SequenceId>,
+    last: SequenceId,
+    cancelled: Cancelled,
+}
+
+impl Requests {
+    /// None yet, for a model.
+    pub fn new(text: Arc<ModelText>) -> Self {
+        Self {
+            text,
+            by_sequence: BTreeMap::new(),
+            by_id: HashMap::new(),
+            last: 0,
+            cancelled: Cancelled::default(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_sequence.is_empty()
+    }
+
+    /// Those whose readers went away.
+    pub fn cancelled(&self) -> &Cancelled {
+        &self.cancelled
+    }
+
+    /// The sequence of a request's id.
+    pub fn sequence(&self, id: &str) -> Option<SequenceId> {
+        self.by_id.get(id).copied()
+    }
+
+    /// The request of a sequence.
+    pub fn get(&self, sequence: SequenceId) -> Option<&Request> {
+        self.by_sequence.get(&sequence)
+    }
+
+    /// The same, to change it.
+    pub fn get_mut(&mut self, sequence: SequenceId) -> Option<&mut Request> {
+        self.by_sequence.get_mut(&sequence)
+    }
+
+    /// A name for a sequence, never given before.
+    pub fn next_sequence(&mut self) -> SequenceId {
+        self.last += 1;
+        self.last
+    }
+
+    /// Takes a request in under its sequence's name.
+    pub fn insert(&mut self, sequence: SequenceId, new: NewRequest, top_k: u32) -> AnswerStream {
+        let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
+        let started = v1::Started {
+            request_id: new.id.clone(),
+            model: new.model,
+            prompt_tokens,
+            seed: new.sampling.seed(),
+        };
+        let reader = AnswerReader { text: Arc::clone(&self.text), prompt: Arc::clone(&new.prompt), started };
+        let (sender, stream) = answer(reader, new.stops.max_tokens, self.cancelled.guard(sequence));
+        let request = Request {
+            id: new.id.clone(),
+            sampling: new.sampling,
+            top_k,
+            writer: Writer::new(new.decoder, new.stops, prompt_tokens),
+            answer: sender,
+        };
+        self.by_id.insert(new.id, sequence);
+        self.by_sequence.insert(sequence, request);
+        stream
+    }
+
+    /// Forgets a request whose answer is over.
+    pub fn remove(&mut self, sequence: SequenceId) -> Option<Request> {
+        let request = self.by_sequence.remove(&sequence)?;
+        self.by_id.remove(&request.id);
+        Some(request)
+    }
+
+    /// Passes a drawn token on to its reader; a request that is over with it is forgotten.
+    pub fn deliver(&mut self, sequence: SequenceId, token: Token) -> Delivered {
+        let Some(request) = self.by_sequence.get_mut(&sequence) else { return Delivered::Over };
+        let logprobs = token.logprobs.map(|logprobs| {
+            let told = |(token_id, logprob)| v1::Logprob {
+                token_id,
+                logprob,
+                token: token_bytes(&self.text, token_id).into(),
+            };
+            v1::TokenLogprob {
+                chosen: Some(told((token.id, logprobs.chosen))),
+                best: logprobs.best.into_iter().map(told).collect(),
+            }
+        });
+        let written = request.writer.token(token.id, logprobs);
+        match request.send(written.delta, written.finished) {
+            Ok(Delivered::Continues) => Delivered::Continues,
+            Ok(Delivered::Over) | Err(_) => {
+                self.remove(sequence);
+                Delivered::Over
+            }
+        }
+    }
+
+    /// Ends a request with what it has, at its caller's wish.
+    pub fn abort(&mut self, sequence: SequenceId) {
+        if let Some(mut request) = self.remove(sequence) {
+            let written = request.writer.abort();
+            // A reader that is gone needs no end.
+            let _ = request.send(written.delta, written.finished);
+        }
+    }
+
+    /// Ends a request with a failure.
+    pub fn fail(&mut self, sequence: SequenceId, failure: Failure) {
+        if let Some(request) = self.remove(sequence) {
+            request.answer.fail(failure);
+        }
+    }
+
+    /// Ends all requests with a failure.
+    pub fn fail_all(&mut self, reason: Reason, message: &str) {
+        self.by_id.clear();
+        for request in std::mem::take(&mut self.by_sequence).into_values() {
+            request.answer.fail(Failure::new(reason, message));
+        }
+    }
+}
+
+impl Request {
+    fn send(&self, delta: v1::Delta, finished: Option<v1::Finished>) -> Result<Delivered, Undeliverable> {
+        if !delta.token_ids.is_empty() || !delta.text.is_empty() {
+            self.answer.send(Event::Delta(delta))?;
+        }
+        match finished {
+            None => Ok(Delivered::Continues),
+            Some(finished) => {
+                self.answer.send(Event::Finished(finished))?;
+                Ok(Delivered::Over)
+            }
+        }
+    }
+}
+
+fn token_bytes(text: &ModelText, id: u32) -> Vec<u8> {
+    text.tokenizer.as_ref().map_or_else(Vec::new, |tokenizer| tokenizer.token_bytes(id))
+}

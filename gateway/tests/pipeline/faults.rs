@@ -1,0 +1,95 @@
+//! What goes wrong below the gateway, and what its callers see of it.
+
+use std::time::Duration;
+
+use asterism_proto::v1::generate_response::Event;
+use tonic::Code;
+
+use crate::sandbox::{Answer, Sandbox, event, ids, shards};
+use crate::shard::FakeShard;
+use crate::toy;
+
+#[tokio::test]
+async fn a_shard_that_dies_fails_what_runs_and_is_joined_again_when_it_is_back() {
+    for dying in 0..2 {
+        let mut sandbox = Sandbox::new(2).await;
+        sandbox.shards[1].control.send_modify(|control| control.paused = true);
+        let running = sandbox.generate(ids([1, 2], 8)).await.unwrap();
+        sandbox.shards[1].until(|seen| !seen.live.is_empty()).await;
+        let (description, address) = sandbox.shards.remove(dying).kill().await;
+        assert_eq!(Answer::read(running).await.unwrap_err().code(), Code::Unavailable);
+        let refused = loop {
+            match sandbox.generate(ids([1], 1)).await {
+                Ok(stream) => drop(Answer::read(stream).await),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(refused.code(), Code::Unavailable);
+        sandbox.shards.insert(dying, FakeShard::start_at(description, address).await);
+        sandbox.shards[1].control.send_modify(|control| control.paused = false);
+        assert!(sandbox.gateway.ready().await);
+        assert_eq!(sandbox.answer(ids([1, 2], 8)).await.unwrap().ids, toy::greedy(&[1, 2], 8));
+        assert_eq!(sandbox.shards[1 - dying].seen.borrow().joins, 2, "the survivor kept its process");
+        sandbox.assert_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stuck_shard_ends_the_epoch() {
+    let shards = shards(2, |_| {}).await;
+    let sandbox = Sandbox::with(shards, |config| config.beat_limit = Duration::from_millis(300)).await;
+    sandbox.shards[1].control.send_modify(|control| control.paused = true);
+    let running = sandbox.generate(ids([5], 3)).await.unwrap();
+    assert_eq!(Answer::read(running).await.unwrap_err().code(), Code::Unavailable);
+    sandbox.shards[1].control.send_modify(|control| control.paused = false);
+    sandbox.shards[0].until(|seen| seen.joins == 2 && seen.open).await;
+    assert!(sandbox.gateway.ready().await);
+    assert_eq!(sandbox.answer(ids([5], 3)).await.unwrap().ids, toy::greedy(&[5], 3));
+}
+
+#[tokio::test]
+async fn an_unusable_row_ends_its_own_sequence_only() {
+    let sandbox = Sandbox::new(2).await;
+    // The first token that is drawn after the prompt 3 poisons the next row of that sequence.
+    let poison = toy::greedy(&[3], 1)[0];
+    sandbox.shards[1].control.send_modify(|control| control.poison = Some(poison));
+    assert!(!toy::greedy(&[4], 6).contains(&poison), "the other answer must be free of it");
+    let (bad, good) = tokio::join!(sandbox.answer(ids([3], 6)), sandbox.answer(ids([4], 6)));
+    let failed = bad.unwrap_err();
+    assert_eq!(failed.code(), Code::Internal);
+    assert!(failed.message().contains("not finite"), "{failed}");
+    assert_eq!(good.unwrap().ids, toy::greedy(&[4], 6));
+    sandbox.assert_clean().await;
+    assert_eq!(sandbox.shards[1].seen.borrow().joins, 1, "the epoch went on");
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_frees_its_blocks() {
+    let sandbox = Sandbox::new(2).await;
+    sandbox.shards[1].control.send_modify(|control| control.pause_after = Some(4));
+    let mut running = sandbox.generate(ids([1, 2, 3], 200)).await.unwrap();
+    assert!(matches!(event(&mut running).await.unwrap(), Some(Event::Started(_))));
+    sandbox.shards[1].until(|seen| seen.steps == 5).await;
+    drop(running);
+    // The next plan is the one that ends it: nothing else is due while its row is awaited.
+    sandbox.shards[0].until(|seen| seen.live.is_empty()).await;
+    assert_eq!(sandbox.shards[0].seen.borrow().steps, 6, "within one step");
+    sandbox.shards[1].control.send_modify(|control| control.pause_after = None);
+    sandbox.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_queued_request_survives_an_epoch_and_a_running_one_does_not() {
+    // Room for one sequence of 64 tokens at a time.
+    let shards = shards(1, |shard| shard.kv_blocks = 4).await;
+    let mut sandbox = Sandbox::with(shards, |_| {}).await;
+    sandbox.shards[0].control.send_modify(|control| control.paused = true);
+    let running = sandbox.generate(ids([1], 60)).await.unwrap();
+    sandbox.shards[0].until(|seen| !seen.live.is_empty()).await;
+    let queued = sandbox.generate(ids([2], 60)).await.unwrap();
+    let (description, address) = sandbox.shards.remove(0).kill().await;
+    assert_eq!(Answer::read(running).await.unwrap_err().code(), Code::Unavailable);
+    sandbox.shards.push(FakeShard::start_at(description, address).await);
+    assert_eq!(Answer::read(queued).await.unwrap().ids, toy::greedy(&[2], 60));
+    sandbox.assert_clean().await;
+}

@@ -1,0 +1,15 @@
+//! A whole gateway over real sockets, before shards that play the toy model.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod faults;
+mod generate;
+mod http;
+mod join;
+mod limits;
+mod model;
+mod sampling;
+mod sandbox;
+mod shard;
+mod toy;
