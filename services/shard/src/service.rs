@@ -107,13 +107,17 @@ impl ShardService {
         }
     }
 
-    /// Ends the present epoch.
+    /// Ends the present epoch; no other begins.
     pub fn end_epoch(&self, why: Failure) {
-        let epoch = self.seat().epoch.take();
+        self.shared.heart.drain();
+        let epoch = {
+            let mut seat = self.seat();
+            seat.fence().end();
+            seat.epoch.take()
+        };
         if let Some(epoch) = epoch {
             epoch.end(why);
         }
-        self.seat().fence.end();
     }
 
     fn seat(&self) -> MutexGuard<'_, Seat> {
@@ -303,5 +307,26 @@ impl Shard for ShardService {
         drained.await.map_err(|_| device_gone())?;
         self.shared.drained.cancel();
         Ok(Response::new(DrainResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn drivers_are_told_that_the_stage_is_being_loaded() {
+        let service = ShardService::loading(Arc::default(), Arc::default());
+        let status = service.describe(Request::new(DescribeRequest {})).await.expect_err("not loaded");
+        assert_eq!(
+            (status.code(), status.message()),
+            (tonic::Code::Unavailable, "the stage is being loaded, 0 %")
+        );
+        let join = JoinRequest {
+            holder: Some(Holder { epoch: 1, driver_id: "a".to_owned() }),
+            ..JoinRequest::default()
+        };
+        let status = service.join(Request::new(join)).await.expect_err("not loaded");
+        assert_eq!(status.code(), tonic::Code::Unavailable);
     }
 }

@@ -1,0 +1,11 @@
+//! Shards over real sockets, driven by a small driver of their own.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod driver;
+mod fencing;
+mod life;
+mod numbers;
+mod plans;
+mod refusals;
+mod rows;
