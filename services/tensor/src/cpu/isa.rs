@@ -63,16 +63,16 @@ impl Isa {
     }
 }
 
-/// Whether Intel made this processor.
+/// Whether Intel made this processor. Slow under a hypervisor, so ask once.
 #[cfg(target_arch = "x86_64")]
-fn is_intel() -> bool {
+pub fn is_intel() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0);
     let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
     vendor.as_flattened() == b"GenuineIntel"
 }
 
-/// Whether Intel made this processor.
+/// Whether Intel made this processor. Slow under a hypervisor, so ask once.
 #[cfg(not(target_arch = "x86_64"))]
-fn is_intel() -> bool {
+pub fn is_intel() -> bool {
     false
 }

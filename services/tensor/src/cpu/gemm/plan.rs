@@ -27,9 +27,6 @@ const LEAST_TILES: usize = 16;
 /// Tiles that a thread keeps accumulators for at once, where K has several blocks.
 const TILES: usize = 8;
 
-/// How far ahead in its stream of weights a lone tile prefetches, in bytes.
-const AHEAD: usize = 8 << 10;
-
 /// What all threads of one multiplication share.
 pub struct Plan<'a> {
     tiles: usize,
@@ -38,9 +35,16 @@ pub struct Plan<'a> {
     longer: usize,
     x: Prepared,
     matrix: &'a Matrix,
-    isa: Isa,
+    path: Path,
     kernels: Kernels,
     sink: Sink<'a>,
+}
+
+/// What is particular to the processor.
+pub struct Path {
+    pub isa: Isa,
+    /// How far ahead in its stream of weights a lone tile prefetches, in bytes.
+    pub ahead: usize,
 }
 
 /// Where outputs go, and what they are multiplied with.
@@ -71,10 +75,10 @@ struct Accumulators([f32; TILES * ROWS * PANEL]);
 
 impl<'a> Plan<'a> {
     /// Spreads `rows`, at least one, evenly over as few tiles as the kernels allow: 12 as 6 + 6, not 8 + 4.
-    pub fn new(rows: usize, x: Prepared, matrix: &'a Matrix, isa: Isa, sink: Sink<'a>) -> Plan<'a> {
-        let kernels = kernels(isa, matrix.stored(), Order::of(matrix.compute(), isa));
+    pub fn new(rows: usize, x: Prepared, matrix: &'a Matrix, path: Path, sink: Sink<'a>) -> Plan<'a> {
+        let kernels = kernels(path.isa, matrix.stored(), Order::of(matrix.compute(), path.isa));
         let tiles = rows.div_ceil(kernels.rows());
-        Plan { tiles, height: rows / tiles, longer: rows % tiles, x, matrix, isa, kernels, sink }
+        Plan { tiles, height: rows / tiles, longer: rows % tiles, x, matrix, path, kernels, sink }
     }
 
     /// One thread's panels. All rows pass over each, so that its weights come from memory once, or blocks of
@@ -148,7 +152,7 @@ impl<'a> Plan<'a> {
     fn prefetch(&self, nth: usize, pass: &Pass) -> (Prefetch, *const u8) {
         if self.tiles == 1 {
             let prefetch = if self.height == 1 && self.kernels.dp { Prefetch::None } else { Prefetch::All };
-            return (prefetch, pass.weights.wrapping_add(AHEAD));
+            return (prefetch, pass.weights.wrapping_add(self.path.ahead));
         }
         let lines = 2 * PANEL * self.matrix.stored().bytes() / 64;
         match pass.next {
@@ -172,11 +176,11 @@ impl<'a> Plan<'a> {
         match place {
             Place::F32(start) => {
                 let out = Block { start, stride, columns };
-                dispatch(self.isa, unsafe { Finish::new(accumulators, bias, self.sink.scale, out) });
+                dispatch(self.path.isa, unsafe { Finish::new(accumulators, bias, self.sink.scale, out) });
             }
             Place::Bf16(start) => {
                 let out = Block { start, stride, columns };
-                dispatch(self.isa, unsafe { Finish::new(accumulators, bias, self.sink.scale, out) });
+                dispatch(self.path.isa, unsafe { Finish::new(accumulators, bias, self.sink.scale, out) });
             }
         }
     }
