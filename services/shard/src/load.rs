@@ -39,10 +39,15 @@ impl Progress {
         self.permille.load(Ordering::Relaxed) / 10
     }
 
+    /// Told from several threads, so a little out of order. A fall by half is a new pass over the checkpoint: one reads it
+    /// for its manifest where it has none, one loads the stage.
     fn tell(&self, done: u64, all: u64) {
         let permille = done.saturating_mul(1000) / all.max(1);
-        let before = self.permille.fetch_max(permille, Ordering::Relaxed);
-        if before * LOGGED_STEPS / 1000 < permille * LOGGED_STEPS / 1000 {
+        let advance = |before: u64| (permille > before || permille < before / 2).then_some(permille);
+        let advanced = self.permille.fetch_update(Ordering::Relaxed, Ordering::Relaxed, advance);
+        if let Ok(before) = advanced
+            && (permille < before || before * LOGGED_STEPS / 1000 < permille * LOGGED_STEPS / 1000)
+        {
             tracing::info!(percent = permille / 10, bytes = all, "loading");
         }
     }
@@ -98,4 +103,22 @@ fn layers(config: &ShardConfig, spec: &DecoderSpec, sizing: &Sizing) -> Result<R
         return Ok(start..end);
     };
     Err(ShardError::Layers { stage, stages, start, end, layers: spec.layers, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_grows_within_a_pass_and_starts_again_with_the_next() {
+        let progress = Progress::default();
+        let mut seen = Vec::new();
+        for done in [10, 300, 290, 1000, 20, 500] {
+            progress.tell(done, 1000);
+            seen.push(progress.percent());
+        }
+        assert_eq!(seen, [1, 30, 30, 100, 2, 50]);
+        progress.tell(1, 0);
+        assert_eq!(progress.percent(), 100, "of nothing, all is done");
+    }
 }
