@@ -158,14 +158,16 @@ impl<E: Element> Units<'_, E> {
         self.scratch.start(queries, spec.value_cols());
         self.load_queries(s, span, kv_head, rows.clone(), corrected);
         let Scratch { pairs, maxima, totals, sums, keys } = &mut *self.scratch;
-        for first_block in (0..=last_block).step_by(TILE_BLOCKS) {
-            let end_block = (first_block + TILE_BLOCKS).min(last_block + 1);
-            let blocks = &span.blocks[first_block..end_block];
-            // Blocks that no query reaches are stood for by the last: their scores are masked.
-            let stored: [*const E; TILE_BLOCKS] = std::array::from_fn(|i| {
-                let block = blocks[i.min(blocks.len() - 1)];
+        // Where a tile's blocks are; those that no query reaches are stood for by the last, their scores masked.
+        let place = |first_block: usize| -> [*const E; TILE_BLOCKS] {
+            std::array::from_fn(|i| {
+                let block = span.blocks[last_block.min(first_block + i)];
                 self.pool[work.layout.head(work.layer, block, kv_head)].as_ptr()
-            });
+            })
+        };
+        let mut stored = place(0);
+        for first_block in (0..=last_block).step_by(TILE_BLOCKS) {
+            let next = place(first_block + TILE_BLOCKS);
             let mut tile = Tile {
                 shape: Shape { half, value_cols: spec.value_cols(), group: work.group(), queries },
                 scale: work.scale,
@@ -177,9 +179,10 @@ impl<E: Element> Units<'_, E> {
                 sums,
                 // SAFETY: a head's part of a block holds its keys, then its values.
                 values: stored.map(|keys| unsafe { keys.add(spec.key_elements()) }),
+                next,
             };
             if corrected {
-                let tables = &span.block_tables[first_block..end_block];
+                let tables = &span.block_tables[first_block..=last_block.min(first_block + TILE_BLOCKS - 1)];
                 let turn = Turn { tables: work.tables, first_block, from: tables, to: table };
                 // SAFETY: `stored` points to whole keys of blocks, and a corrected tile is as large.
                 unsafe { tile.run::<S, f32>(s, turn.tile(s, stored, half, keys)) };
@@ -187,6 +190,7 @@ impl<E: Element> Units<'_, E> {
                 // SAFETY: as above.
                 unsafe { tile.run::<S, E>(s, stored) };
             }
+            stored = next;
         }
         self.store(s, span, kv_head, rows);
     }
@@ -204,16 +208,18 @@ impl<E: Element> Units<'_, E> {
         let group = self.work.group();
         let spec = &self.work.layout.spec;
         let (dim, cols) = (spec.head_dim, (self.work.heads + 2 * spec.kv_heads) * spec.head_dim);
+        let queries = rows.len() * group;
         let pairs = &mut self.scratch.pairs;
-        pairs.clear();
-        for row in rows {
-            let first = (span.first_row + row) * cols + kv_head * group * dim;
-            for query in self.qkv[first..first + group * dim].chunks_exact(dim) {
-                let (a, b) = query.split_at(dim / 2);
-                for (a, b) in a.iter().zip(b) {
-                    let (a, b) = (a.widen(), b.widen());
-                    pairs.push(if corrected { <f32 as Element>::pair(s, a, b) } else { E::pair(s, a, b) });
-                }
+        pairs.resize(queries * dim / 2, [0.0; 2]);
+        for (query, pairs) in (0..queries).zip(pairs.chunks_exact_mut(dim / 2)) {
+            let row = span.first_row + rows.start + query / group;
+            let first = row * cols + (kv_head * group + query % group) * dim;
+            let (a, b) = self.qkv[first..first + dim].split_at(dim / 2);
+            let elements = pairs.iter_mut().zip(a.iter().zip(b));
+            if corrected {
+                elements.for_each(|(pair, (a, b))| *pair = f32::pair(s, a.widen(), b.widen()));
+            } else {
+                elements.for_each(|(pair, (a, b))| *pair = E::pair(s, a.widen(), b.widen()));
             }
         }
     }

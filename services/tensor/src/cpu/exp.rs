@@ -18,10 +18,16 @@ pub const LOW_F64: f64 = -708.0;
 /// exp of every lane: NaN stays as it is. Error below 1 unit in the last place.
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    s.where_less([s.splat(HIGH), x], s.splat(f32::INFINITY), exp_to_high(s, x))
+}
+
+/// The same bits for x up to [`HIGH`] and for NaN, in fewer operations.
+#[inline(always)]
+pub fn exp_to_high<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let magic = s.splat(12_582_912.0);
     let t = s.fma(x, s.splat(std::f32::consts::LOG2_E), magic);
     let n = s.sub(t, magic);
-    let r = s.fma(n, s.splat(-0.693_147_2), x);
+    let r = s.fma(n, s.splat(-std::f32::consts::LN_2), x);
     let r = s.fma(n, s.splat(1.904_654_2e-9), r);
     let p = s.fma(s.splat(f32::from_bits(0x3ab6_88ff)), r, s.splat(f32::from_bits(0x3c09_0631)));
     let p = s.fma(p, r, s.splat(f32::from_bits(0x3d2a_aa8c)));
@@ -31,7 +37,6 @@ pub fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let p = s.fma(p, r, s.splat(1.0));
     let y = s.scale_by_bits(p, t);
     let y = s.where_less([x, s.splat(LOW)], s.splat(0.0), y);
-    let y = s.where_less([s.splat(HIGH), x], s.splat(f32::INFINITY), y);
     s.where_nan(x, x, y)
 }
 

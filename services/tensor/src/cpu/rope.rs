@@ -77,9 +77,7 @@ impl<E: Placed> Kernel for Heads<'_, E> {
                     // SAFETY: the query heads of this thread's KV heads, which no other thread has.
                     let queries = unsafe { self.qkv.part(first..first + self.group * dim) };
                     for query in queries.chunks_exact_mut(dim) {
-                        rotated[..dim].copy_from_slice(query);
-                        let (a, b) = query.split_at_mut(dim / 2);
-                        rotate(s, &rotated[..dim], query_turn, [a, b]);
+                        rotate(s, query, query_turn);
                     }
                     let key = row + (heads + kv_head) * dim;
                     let value = key + spec.kv_heads * dim;
@@ -91,23 +89,24 @@ impl<E: Placed> Kernel for Heads<'_, E> {
                             self.pool.part(self.layout.head(layer, span.blocks[block], kv_head)),
                         )
                     };
-                    let (a, b) = rotated[..dim].split_at_mut(dim / 2);
-                    rotate(s, key, key_turn, [&mut *a, &mut *b]);
-                    write(spec, position % BLOCK_ROWS, [a, b], value, block);
+                    rotated[..dim].copy_from_slice(key);
+                    rotate(s, &mut rotated[..dim], key_turn);
+                    let (a, b) = rotated[..dim].split_at(dim / 2);
+                    write(s, spec, position % BLOCK_ROWS, [a, b], value, block);
                 }
             }
         }
     }
 }
 
-/// Turns the halves of `x` by (cos, sin) into `to`.
+/// Turns the halves of `x` by (cos, sin).
 #[inline(always)]
-fn rotate<S: Simd, E: Placed>(s: S, x: &[E], (cos, sin): (&[f32], &[f32]), [to_a, to_b]: [&mut [E]; 2]) {
-    let (a, b) = x.split_at(x.len() / 2);
-    for at in (0..a.len()).step_by(LANES) {
-        let (a, b) = (E::load(s, a, at), E::load(s, b, at));
+fn rotate<S: Simd, E: Placed>(s: S, x: &mut [E], (cos, sin): (&[f32], &[f32])) {
+    let (x_a, x_b) = x.split_at_mut(x.len() / 2);
+    for at in (0..x_a.len()).step_by(LANES) {
+        let (a, b) = (E::load(s, x_a, at), E::load(s, x_b, at));
         let (cos, sin) = (s.load_f32(cos, at), s.load_f32(sin, at));
-        E::store(s, s.sub(s.mul(a, cos), s.mul(b, sin)), to_a, at);
-        E::store(s, s.add(s.mul(b, cos), s.mul(a, sin)), to_b, at);
+        E::store(s, s.sub(s.mul(a, cos), s.mul(b, sin)), x_a, at);
+        E::store(s, s.add(s.mul(b, cos), s.mul(a, sin)), x_b, at);
     }
 }

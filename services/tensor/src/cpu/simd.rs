@@ -100,6 +100,8 @@ pub trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `from` must be readable for 64 bytes.
     unsafe fn load_ptr(self, from: *const f32) -> Self::F32;
+    /// Stores bf16 values as the upper and lower elements of sixteen pairs.
+    fn store_pairs(self, upper: Self::F32, lower: Self::F32, to: &mut [bf16; 2 * LANES]);
     /// The upper element of every pair.
     fn upper(self, pairs: Self::Pairs) -> Self::F32;
     /// The lower element of every pair.
@@ -108,7 +110,7 @@ pub trait Simd: Copy + Send + Sync {
     fn pair(self, upper: f32, lower: f32) -> Pair;
     /// acc + upper product, rounded, + lower product, rounded. (With AVX-512 BF16 denormals count as zero.)
     fn dot(self, acc: Self::F32, x: &Pair, pairs: Self::Pairs) -> Self::F32;
-    /// Asks for the cache line at `address`, which may be any.
+    /// Asks the second-level cache for the line at `address`, which may be any.
     fn prefetch<T>(self, address: *const T);
 
     /// Elements `at..at + 16` of `x` as f64, `fill` beyond its end.

@@ -1,12 +1,19 @@
 //! One tile of 64 keys against all queries of a unit.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "rows and vectors of a register tile are numbered alike in several arrays"
+)]
 
 use crate::cpu::element::Element;
-use crate::cpu::exp::exp;
+use crate::cpu::exp::exp_to_high;
 use crate::cpu::simd::{LANES, Pair, Simd};
 use crate::kv::{BLOCK_ROWS, LINE};
 
 /// Blocks of a tile; a block's keys are one vector's lanes.
 pub const TILE_BLOCKS: usize = 4;
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 
 /// Keys between two looks at the maximum.
 const TILE: usize = TILE_BLOCKS * BLOCK_ROWS;
@@ -46,6 +53,8 @@ pub struct Tile<'a, V> {
     pub sums: &'a mut [f32],
     /// The blocks' values, `[BLOCK_ROWS][value_cols]` each.
     pub values: [*const V; TILE_BLOCKS],
+    /// Keys and values of the tile after this one, to be fetched meanwhile.
+    pub next: [*const V; TILE_BLOCKS],
 }
 
 impl<V: Element> Tile<'_, V> {
@@ -55,9 +64,8 @@ impl<V: Element> Tile<'_, V> {
     /// `keys` must point to keys of `half` pairs, `values` to the values of the same blocks.
     #[inline(always)]
     pub unsafe fn run<S: Simd, K: Element>(&mut self, s: S, keys: [*const K; TILE_BLOCKS]) {
-        let Shape { group, queries, .. } = self.shape;
-        // A query before the tile's first key has none here.
-        let mut query = self.start.saturating_sub(self.first_position) * group;
+        let queries = self.shape.queries;
+        let mut query = self.first_query();
         while query < queries {
             // SAFETY: by the caller's promise, for as many queries as are left.
             query += unsafe {
@@ -68,6 +76,12 @@ impl<V: Element> Tile<'_, V> {
                 }
             };
         }
+    }
+
+    /// The first query that reaches the tile.
+    #[inline(always)]
+    fn first_query(&self) -> usize {
+        self.start.saturating_sub(self.first_position) * self.shape.group
     }
 
     /// `R` queries from `first` on; returns `R`.
@@ -112,46 +126,62 @@ impl<V: Element> Tile<'_, V> {
         first: usize,
     ) -> [[S::F32; TILE_BLOCKS]; R] {
         let mut scores = [[s.splat(0.0); TILE_BLOCKS]; R];
-        if S::WIDE || R == 1 {
-            // SAFETY: by the caller's promise.
-            unsafe { self.dot::<S, K, R, 4>(s, keys, first, &mut scores, 0) };
-        } else {
-            // SAFETY: by the caller's promise.
-            unsafe {
-                self.dot::<S, K, R, 2>(s, keys, first, &mut scores, 0);
-                self.dot::<S, K, R, 2>(s, keys, first, &mut scores, 2);
+        // SAFETY: by the caller's promise.
+        unsafe {
+            if S::WIDE || R == 1 {
+                // The tile's first queries fetch the next tile.
+                scores = if first == self.first_query() {
+                    self.dot::<S, K, R, 4, true>(s, *keys, first)
+                } else {
+                    self.dot::<S, K, R, 4, false>(s, *keys, first)
+                };
+            } else {
+                for half in 0..2 {
+                    let keys = [keys[2 * half], keys[2 * half + 1]];
+                    let sums = self.dot::<S, K, R, 2, false>(s, keys, first);
+                    for r in 0..R {
+                        scores[r][2 * half] = sums[r][0];
+                        scores[r][2 * half + 1] = sums[r][1];
+                    }
+                }
             }
         }
         scores
     }
 
-    /// The scores of `N` blocks from `block` on, side by side in registers.
+    /// The scores of `N` blocks, side by side in registers; with `AHEAD` the next tile is fetched meanwhile.
     #[inline(always)]
-    unsafe fn dot<S: Simd, K: Element, const R: usize, const N: usize>(
+    unsafe fn dot<S: Simd, K: Element, const R: usize, const N: usize, const AHEAD: bool>(
         &self,
         s: S,
-        keys: &[*const K; TILE_BLOCKS],
+        keys: [*const K; N],
         first: usize,
-        scores: &mut [[S::F32; TILE_BLOCKS]; R],
-        block: usize,
-    ) {
+    ) -> [[S::F32; N]; R] {
         let half = self.shape.half;
         let pairs = self.pairs[first * half..][..R * half].as_ptr();
         let mut sums = [[s.splat(0.0); N]; R];
         for j in 0..half {
+            if AHEAD {
+                // Per pair of elements, 16 keys and 16 values take this many lines.
+                let lines = size_of::<V>();
+                for n in 0..N {
+                    let next = self.next[n].cast::<u8>().wrapping_add(j * lines * LINE_BYTES);
+                    for line in 0..lines {
+                        s.prefetch(next.wrapping_add(line * LINE_BYTES));
+                    }
+                }
+            }
             for n in 0..N {
                 // SAFETY: every block has `half` rows of 16 pairs; there are `R · half` query pairs.
                 unsafe {
-                    let keys = K::load_keys(s, keys[block + n].add(j * 2 * LANES));
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        sums[n] = K::dot(s, sums[n], &*pairs.add(r * half + j), keys);
+                    let keys = K::load_keys(s, keys[n].add(j * 2 * LANES));
+                    for r in 0..R {
+                        sums[r][n] = K::dot(s, sums[r][n], &*pairs.add(r * half + j), keys);
                     }
                 }
             }
         }
-        for r in 0..R {
-            scores[r][block..block + N].copy_from_slice(&sums[r]);
-        }
+        sums
     }
 
     /// One query's exp(score − maximum), and what that does to its sums so far.
@@ -179,7 +209,7 @@ impl<V: Element> Tile<'_, V> {
         let mut lanes = s.load_f32(total, 0);
         let max = if top > before { top } else { before };
         if max != before {
-            let factor = exp(s, s.splat(before - max));
+            let factor = exp_to_high(s, s.splat(before - max));
             lanes = s.mul(lanes, factor);
             let cols = self.shape.value_cols;
             let sums = &mut self.sums[query * cols..][..cols];
@@ -191,7 +221,7 @@ impl<V: Element> Tile<'_, V> {
         let max = s.splat(max);
         for (block, score) in scores.into_iter().enumerate() {
             // A masked score gives exactly +0.
-            let weight = exp(s, s.sub(score, max));
+            let weight = exp_to_high(s, s.sub(score, max));
             lanes = s.add(lanes, weight);
             s.store_f32(weight, weights, block * LANES);
         }
@@ -239,17 +269,25 @@ impl<V: Element> Tile<'_, V> {
                 sums[r][n] = s.load_f32(self.sums, (first + r) * cols + line * LINE + n * LANES);
             }
         }
-        for key in keys {
+        let mut key = keys.start;
+        while key < keys.end {
             // SAFETY: a block has 16 values of `cols` elements.
-            let from = unsafe { self.values[key / BLOCK_ROWS].add(key % BLOCK_ROWS * cols + line * LINE) };
-            for l in 0..L {
-                // SAFETY: as above.
-                let [a, b] = unsafe { V::load_values(s, from.add(l * LINE)) };
-                for r in 0..R {
-                    let weight = s.splat(weights[r][key]);
-                    sums[r][2 * l] = s.fma(weight, a, sums[r][2 * l]);
-                    sums[r][2 * l + 1] = s.fma(weight, b, sums[r][2 * l + 1]);
+            let mut from =
+                unsafe { self.values[key / BLOCK_ROWS].add(key % BLOCK_ROWS * cols + line * LINE) };
+            let end = keys.end.min((key / BLOCK_ROWS + 1) * BLOCK_ROWS);
+            while key < end {
+                for l in 0..L {
+                    // SAFETY: as above.
+                    let [a, b] = unsafe { V::load_values(s, from.add(l * LINE)) };
+                    for r in 0..R {
+                        // SAFETY: `keys` end within the tile.
+                        let weight = s.splat(unsafe { *weights[r].get_unchecked(key) });
+                        sums[r][2 * l] = s.fma(weight, a, sums[r][2 * l]);
+                        sums[r][2 * l + 1] = s.fma(weight, b, sums[r][2 * l + 1]);
+                    }
                 }
+                from = from.wrapping_add(cols);
+                key += 1;
             }
         }
         for r in 0..R {

@@ -284,6 +284,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn store_pairs(self, upper: V, lower: V, to: &mut [bf16; 2 * LANES]) {
+        for i in 0..2 {
+            unsafe {
+                let lower = _mm256_srli_epi32::<16>(_mm256_castps_si256(lower[i]));
+                let pairs = _mm256_or_si256(_mm256_castps_si256(upper[i]), lower);
+                _mm256_storeu_si256(to[i * LANES..].as_mut_ptr().cast(), pairs);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn upper(self, pairs: [__m256i; 2]) -> V {
         let mask = unsafe { _mm256_set1_epi32(0xffff_0000_u32 as i32) };
         unsafe {
@@ -312,7 +323,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch<T>(self, address: *const T) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
     #[inline(always)]

@@ -243,6 +243,15 @@ impl<const DP: bool> Simd for Avx512<DP> {
     }
 
     #[inline(always)]
+    fn store_pairs(self, upper: __m512, lower: __m512, to: &mut [bf16; 2 * LANES]) {
+        unsafe {
+            let lower = _mm512_srli_epi32::<16>(_mm512_castps_si512(lower));
+            let pairs = _mm512_or_si512(_mm512_castps_si512(upper), lower);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+        }
+    }
+
+    #[inline(always)]
     fn upper(self, pairs: __m512i) -> __m512 {
         unsafe { _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32))) }
     }
@@ -274,7 +283,7 @@ impl<const DP: bool> Simd for Avx512<DP> {
 
     #[inline(always)]
     fn prefetch<T>(self, address: *const T) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
     #[inline(always)]

@@ -163,6 +163,14 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn store_pairs(self, upper: Lanes, lower: Lanes, to: &mut [bf16; 2 * LANES]) {
+        for (i, pair) in to.chunks_exact_mut(2).enumerate() {
+            let [lower, upper] = [lower[i], upper[i]].map(|x| bf16::from_bits((x.to_bits() >> 16) as u16));
+            pair.copy_from_slice(&[lower, upper]);
+        }
+    }
+
+    #[inline(always)]
     fn upper(self, pairs: [u32; LANES]) -> Lanes {
         pairs.map(|pair| f32::from_bits(pair & 0xffff_0000))
     }

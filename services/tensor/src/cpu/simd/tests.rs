@@ -137,6 +137,9 @@ impl Kernel for Dot<'_> {
         let pairs = unsafe { s.load_pairs(pairs.as_ptr()) };
         let v = s.dot(s.load_f32(&self.0[34..50], 0), &s.pair(x, y), pairs);
         let mut all = Vec::new();
+        let mut stored = [bf16::ZERO; 2 * LANES];
+        s.store_pairs(s.lower(pairs), s.upper(pairs), &mut stored);
+        all.extend(stored.map(|x| u64::from(x.to_bits())));
         for v in [v, s.upper(pairs), s.lower(pairs)] {
             let mut lanes = [0.0; LANES];
             s.store_f32(v, &mut lanes, 0);
