@@ -4,6 +4,7 @@
 //!
 //! Decode reads every weight once a pass, so its limit is reading memory; prefill multiplies. A pass is the
 //! matrices of all layers and the head, for all rows in decode and one in prefill.
+#![allow(clippy::unwrap_used, reason = "a bench ends at its first error")]
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};

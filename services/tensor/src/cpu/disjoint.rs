@@ -38,7 +38,6 @@ impl<'a, T> Disjoint<'a, T> {
     /// # Safety
     /// While the part lives, no other thread may read or write any of its elements, and no other part that
     /// overlaps it may exist.
-    #[expect(clippy::mut_from_ref, reason = "the caller vouches that parts do not overlap")]
     pub unsafe fn part(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         // SAFETY: in bounds by the assertion, and not aliased by the caller's promise.

@@ -171,16 +171,19 @@ impl<'a> Plan<'a> {
         let bias = self.matrix.panel_bias(pass.column / PANEL);
         let columns = PANEL.min(self.matrix.outputs() - pass.column);
         let (place, stride) = self.place(rows.start, pass.column);
-        // SAFETY (both): rows and columns lie within the output, whose length the caller has checked, and this
-        // panel's columns are this thread's alone.
+        let scale = self.sink.scale;
+        // Rows and columns lie within the output, whose length the caller has checked, and this panel's columns
+        // are this thread's alone.
         match place {
             Place::F32(start) => {
                 let out = Block { start, stride, columns };
-                dispatch(self.path.isa, unsafe { Finish::new(accumulators, bias, self.sink.scale, out) });
+                // SAFETY: as said above.
+                dispatch(self.path.isa, unsafe { Finish::new(accumulators, bias, scale, out) });
             }
             Place::Bf16(start) => {
                 let out = Block { start, stride, columns };
-                dispatch(self.path.isa, unsafe { Finish::new(accumulators, bias, self.sink.scale, out) });
+                // SAFETY: as said above.
+                dispatch(self.path.isa, unsafe { Finish::new(accumulators, bias, scale, out) });
             }
         }
     }
