@@ -13,11 +13,11 @@ use asterism_model::stage::{Batch, Input, Span, StageOptions};
 use asterism_model::weights::StoredDtype;
 use asterism_model::{BatchError, Checkpoint, Manifest, ModelError, Stage};
 use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device};
-use chain::{Chain, Sequence, Setup, golden_folder};
+use chain::{Chain, Sequence, Setup, own_checkpoint};
 use serde_json::Value;
 
 fn golden(name: &str) -> Checkpoint {
-    Checkpoint::open(golden_folder().join(name)).unwrap()
+    Checkpoint::open(own_checkpoint(name)).unwrap()
 }
 
 fn logits(checkpoint: &Checkpoint, compute: Compute) -> Vec<f32> {
@@ -105,7 +105,7 @@ struct Copy {
 impl Copy {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let source = golden_folder().join("tiny-52b");
+        let source = own_checkpoint("tiny-52b");
         fs::copy(source.join("config.json"), folder.path().join("config.json")).unwrap();
         let file = fs::read(source.join("model.safetensors")).unwrap();
         let (len, rest) = file.split_first_chunk().unwrap();

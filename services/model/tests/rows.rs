@@ -5,13 +5,13 @@ mod chain;
 
 use asterism_model::Checkpoint;
 use asterism_tensor::Compute;
-use chain::{Chain, Sequence, Setup, golden_folder};
+use chain::{Chain, Sequence, Setup, own_checkpoint};
 
 const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
 const CHECKPOINTS: [&str; 3] = ["tiny-52b", "tiny-52b-bin", "tiny-52b-bias"];
 
 fn open(name: &str) -> Checkpoint {
-    Checkpoint::open(golden_folder().join(name)).unwrap()
+    Checkpoint::open(own_checkpoint(name)).unwrap()
 }
 
 /// Deterministic token ids below 256, which all tiny checkpoints have.

@@ -14,9 +14,17 @@ pub fn golden_folder() -> PathBuf {
     if let Some(named) = std::env::var_os("ASTERISM_GOLDEN") {
         return named.into();
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let shared = workspace.join("../shared/golden");
-    if shared.is_dir() { shared } else { workspace.join("tests/golden") }
+    let shared = workspace().join("../shared/golden");
+    if shared.is_dir() { shared } else { workspace().join("tests/golden") }
+}
+
+/// A checkpoint of the project's own copy.
+pub fn own_checkpoint(name: &str) -> PathBuf {
+    workspace().join("tests/golden").join(name)
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// How a chain is made.
