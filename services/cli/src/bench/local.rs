@@ -1,0 +1,161 @@
+//! A whole model as one stage in this process.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use asterism_model::stage::{Batch, Input, Span, StageOptions};
+use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage};
+use asterism_shard::ComputeType;
+use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device, Limits, Row};
+
+use super::{ROUNDS, median};
+
+/// Rows of the prompt, in one step.
+const PROMPT: usize = 512;
+/// Tokens decoded after it.
+const ANSWER: usize = 64;
+
+/// What was measured at a number of threads.
+pub struct Speeds {
+    threads: NonZeroUsize,
+    decode: Duration,
+    prefill: Duration,
+    decode_bytes: f64,
+    prefill_operations: f64,
+    limits: Limits,
+    compute: Compute,
+}
+
+/// Loads the model and lets it read a prompt and answer it, several times.
+pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Result<Speeds, ModelError> {
+    let checkpoint = Checkpoint::open(model)?;
+    let spec = DecoderSpec::from_config(&checkpoint.config()?)?;
+    let device = Device::cpu(CpuOptions::new(threads))?;
+    let options = StageOptions {
+        layers: 0..spec.layers,
+        compute: compute.into(),
+        memory: None,
+        max_rows: PROMPT,
+        evidence_rows: 1,
+        logits_slots: 0,
+        max_context: PROMPT + ANSWER,
+    };
+    let mut stage = Stage::load(device, &checkpoint, options, &|_, _| {})?;
+    let blocks: Vec<u32> = (0..).take((PROMPT + ANSWER).div_ceil(BLOCK_ROWS)).collect();
+    let mut run = Run { stage: &mut stage, blocks };
+    // Once without a clock: pages are touched, clocks rise.
+    run.prefill()?;
+    let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
+    let mut limits = Vec::new();
+    let bytes = run.decode_bytes();
+    for _ in 0..ROUNDS {
+        limits.push(run.stage.device().limits(bytes as usize)?);
+        let began = Instant::now();
+        let first = run.prefill()?;
+        prefills.push(began.elapsed());
+        let began = Instant::now();
+        run.decode(first)?;
+        decodes.push(began.elapsed() / ANSWER as u32);
+    }
+    limits.sort_by(|a, b| a.read.total_cmp(&b.read));
+    Ok(Speeds {
+        threads,
+        decode: median(decodes),
+        prefill: median(prefills),
+        decode_bytes: bytes,
+        prefill_operations: run.prefill_operations(),
+        limits: limits.swap_remove(limits.len() / 2),
+        compute: compute.into(),
+    })
+}
+
+struct Run<'a> {
+    stage: &'a mut Stage,
+    blocks: Vec<u32>,
+}
+
+impl Run<'_> {
+    /// Reads the prompt; the token after it.
+    fn prefill(&mut self) -> Result<u32, ModelError> {
+        let vocab = self.stage.info().spec.vocab;
+        // Any ids do: speed does not depend on them.
+        let prompt: Vec<u32> = (0..PROMPT).map(|position| (position * 7919 % vocab) as u32).collect();
+        self.step(&prompt, 0)
+    }
+
+    fn decode(&mut self, first: u32) -> Result<(), ModelError> {
+        let mut id = first;
+        for position in PROMPT..PROMPT + ANSWER {
+            id = self.step(&[id], position)?;
+        }
+        Ok(())
+    }
+
+    /// Feeds `token_ids` from `first_position` on; the best token after them.
+    fn step(&mut self, token_ids: &[u32], first_position: usize) -> Result<u32, ModelError> {
+        let evidence = [first_position + token_ids.len() - 1];
+        let span =
+            Span { first_position, token_ids, blocks: &self.blocks, prompt_len: PROMPT, evidence: &evidence };
+        self.stage.forward(&Batch { spans: &[span] }, Input::Tokens, &mut |_| ControlFlow::Continue(()))?;
+        let mut best = Vec::new();
+        if let Some(logits) = self.stage.logits() {
+            self.stage.device().top_k(Row { tensor: logits, index: 0 }, 1, &mut best)?;
+        }
+        Ok(best.first().map_or(0, |candidate| candidate.id))
+    }
+
+    /// Bytes that one token's way through the model reads: every weight but the embedding, and the KV so far.
+    fn decode_bytes(&self) -> f64 {
+        let info = self.stage.info();
+        let embedding = info.weight_bytes as f64 * info.spec.embedding_weights() as f64
+            / (info.spec.layer_weights() * info.spec.layers as u64 + 2 * info.spec.embedding_weights())
+                as f64;
+        let kv = 2 * info.spec.layers * info.spec.kv_width() * info.compute.dtype().bytes();
+        info.weight_bytes as f64 - embedding + (kv * (PROMPT + ANSWER / 2)) as f64
+    }
+
+    /// Multiplications and additions of a prompt: every layer's weights for each row, the head's for one, and attention.
+    fn prefill_operations(&self) -> f64 {
+        let spec = &self.stage.info().spec;
+        let rows = PROMPT as f64;
+        let attention = 2.0 * (spec.layers * spec.q_width()) as f64 * rows * (rows + 1.0);
+        let layers = 2.0 * (spec.layer_weights() * spec.layers as u64) as f64 * rows;
+        layers + attention + 2.0 * spec.embedding_weights() as f64
+    }
+}
+
+impl fmt::Display for Speeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Limits { read, fma, dp, .. } = self.limits;
+        let each = self.decode.as_secs_f64();
+        let bandwidth = self.decode_bytes / each;
+        writeln!(
+            f,
+            "{:<7}  {:<11}  {:<9.1}  {:<9.3}  {:.0} % of {:.1} GB/s read",
+            self.threads,
+            "decode",
+            1.0 / each,
+            each * 1e3,
+            100.0 * bandwidth / read,
+            read / 1e9,
+        )?;
+        let whole = self.prefill.as_secs_f64();
+        let (peak, instruction) = match (self.compute, dp) {
+            (Compute::Bf16, Some(dp)) => (dp, "bf16 dot product"),
+            _ => (fma, "f32 multiply-add"),
+        };
+        writeln!(
+            f,
+            "{:<7}  {:<11}  {:<9.1}  {:<9.3}  {:.0} % of {:.0} GFLOP/s {instruction}",
+            self.threads,
+            format!("prefill {PROMPT}"),
+            PROMPT as f64 / whole,
+            whole * 1e3 / PROMPT as f64,
+            100.0 * self.prefill_operations / whole / peak,
+            peak / 1e9,
+        )
+    }
+}

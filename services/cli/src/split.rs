@@ -1,0 +1,216 @@
+//! `asterism split`: which layers go to which device, and what fits beside them.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use asterism_model::split::{Sizing, Split, parameters, split};
+use asterism_model::{Checkpoint, DecoderSpec, ModelError, bytes};
+use asterism_process::config::Bytes;
+use asterism_shard::{ComputeType, ShardConfig};
+use asterism_tensor::{Compute, Dtype};
+use serde_json::Value;
+
+/// Plan which layers each shard holds.
+///
+/// Needs the model's config.json only. Says for every stage its layers, the bytes of its weights and buffers, and how
+/// many tokens of KV fit in what is left; a pipeline holds as many as its fullest stage. Where the model does not fit it
+/// says so with the numbers and exits with 1.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  asterism split --model ./TeleChat-52B --devices 4x40GB
+  asterism split --model config.json --devices 40GB --shards 4 --context 32768
+  asterism split --model config.json --devices 80GB,80GB,40GB
+  asterism split --model config.json --devices 2x16GiB --compute f32
+
+A size is what the shard may use: leave room for what else runs on the device (a CUDA context takes about 1 GB).")]
+pub struct Arguments {
+    /// The model's folder, or its config.json alone.
+    #[arg(long, value_name = "DIR|FILE")]
+    model: PathBuf,
+    /// The memory of the devices, in the pipeline's order.
+    #[arg(long, value_name = "[Nx]SIZE,…", value_delimiter = ',', required = true)]
+    devices: Vec<Devices>,
+    /// How many shards (default: one for each device).
+    #[arg(long, value_name = "N")]
+    shards: Option<usize>,
+    /// The type of activations and KV.
+    #[arg(long, default_value = "bf16")]
+    compute: ComputeType,
+    /// The longest sequence (default: the model's number of positions).
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
+}
+
+/// Some equal devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Devices {
+    count: Option<usize>,
+    memory: Bytes,
+}
+
+/// Why there is no split.
+#[derive(Debug, thiserror::Error)]
+pub enum SplitError {
+    /// The config cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Read(PathBuf, std::io::Error),
+    /// The config is no JSON.
+    #[error("{0} is not JSON: {1}")]
+    Json(PathBuf, serde_json::Error),
+    /// More or fewer shards than devices.
+    #[error("{shards} shards for {devices} devices: a shard is on one device")]
+    Count {
+        /// Shards asked for.
+        shards: usize,
+        /// Devices named.
+        devices: usize,
+    },
+    /// It does not fit, or is no model that is known.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// Prints the split as a table.
+pub fn run(arguments: Arguments) -> Result<(), SplitError> {
+    let config = read_config(&arguments.model)?;
+    let spec = DecoderSpec::from_config(&config)?;
+    let memory = memory(&arguments.devices, arguments.shards)?;
+    let sizing = arguments.sizing(&spec, &config);
+    println!(
+        "{}: {} layers, {} parameters, {} in memory as {}, computed in {}, sequences up to {} tokens\n",
+        spec.family.name(),
+        spec.layers,
+        count(parameters(&spec)),
+        bytes(sizing.weight_bytes(&spec, &(0..spec.layers))),
+        sizing.weights,
+        sizing.compute,
+        sizing.max_context,
+    );
+    let split = split(&spec, &sizing, &memory)?;
+    print!("{}", Table(&split));
+    if split.kv_tokens() < sizing.max_context as u64 {
+        println!("so no sequence can be as long as {} tokens", sizing.max_context);
+    }
+    Ok(())
+}
+
+impl Arguments {
+    fn sizing(&self, spec: &DecoderSpec, config: &Value) -> Sizing {
+        let compute = Compute::from(self.compute);
+        let weights = match compute {
+            Compute::F32 => stored_dtype(config),
+            Compute::Bf16 => Dtype::Bf16,
+        };
+        let max_context = self.context.unwrap_or(spec.max_positions);
+        ShardConfig::sizing_defaults(compute, weights, max_context)
+    }
+}
+
+/// The memory of each shard's device.
+fn memory(devices: &[Devices], shards: Option<usize>) -> Result<Vec<u64>, SplitError> {
+    let each = |devices: &Devices, otherwise| vec![devices.memory.0; devices.count.unwrap_or(otherwise)];
+    let all: Vec<u64> = match devices {
+        [only] => each(only, shards.unwrap_or(1)),
+        several => several.iter().flat_map(|devices| each(devices, 1)).collect(),
+    };
+    match shards {
+        Some(shards) if shards != all.len() => Err(SplitError::Count { shards, devices: all.len() }),
+        _ => Ok(all),
+    }
+}
+
+fn read_config(model: &Path) -> Result<Value, SplitError> {
+    let gguf = model.extension().is_some_and(|extension| extension == "gguf");
+    let file = if model.is_dir() { model.join("config.json") } else { model.to_owned() };
+    if gguf || !file.exists() {
+        return Ok(Checkpoint::open(model)?.config()?);
+    }
+    let text = std::fs::read_to_string(&file).map_err(|error| SplitError::Read(file.clone(), error))?;
+    serde_json::from_str(&text).map_err(|error| SplitError::Json(file, error))
+}
+
+/// The type that weights are stored in, as the config says; checkpoints whose config is silent are bf16.
+fn stored_dtype(config: &Value) -> Dtype {
+    match config.get("torch_dtype").and_then(Value::as_str) {
+        Some("float32") => Dtype::F32,
+        Some("float16") => Dtype::F16,
+        _ => Dtype::Bf16,
+    }
+}
+
+/// A number of parameters as people read it.
+fn count(parameters: u64) -> String {
+    match parameters as f64 {
+        many if many >= 1e9 => format!("{:.1} B", many / 1e9),
+        few => format!("{:.0} M", few / 1e6),
+    }
+}
+
+/// A split as people read it.
+struct Table<'a>(&'a Split);
+
+impl std::fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "stage  layers   weights     buffers     memory      KV per token  KV tokens")?;
+        for (index, stage) in self.0.stages.iter().enumerate() {
+            let layers = format!("{}-{}", stage.layers.start, stage.layers.end - 1);
+            let per_token = bytes(stage.block_bytes / asterism_tensor::BLOCK_ROWS as u64);
+            let [weights, buffers, memory] =
+                [stage.weight_bytes, stage.buffer_bytes, stage.memory].map(bytes);
+            writeln!(
+                f,
+                "{index:<5}  {layers:<7}  {weights:<10}  {buffers:<10}  {memory:<10}  {per_token:<12}  {}",
+                stage.kv_tokens
+            )?;
+        }
+        writeln!(
+            f,
+            "\n{} tokens of KV fit in the pipeline, prompts and answers of all sequences together",
+            self.0.kv_tokens()
+        )
+    }
+}
+
+impl FromStr for Devices {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (count, size) = match text.split_once(['x', '×']) {
+            Some((count, size)) => match count.trim().parse() {
+                Ok(count @ 1..=4096) => (Some(count), size),
+                _ => return Err(format!("{count:?} is no number of devices")),
+            },
+            None => (None, text),
+        };
+        let memory = size.parse().map_err(|error| format!("{error}, or several devices as 4x40GB"))?;
+        Ok(Self { count, memory })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn devices(text: &str) -> Vec<Devices> {
+        text.split(',').map(|part| part.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn devices_are_written_in_several_ways() {
+        let gb = 1_000_000_000;
+        for (text, shards, expected) in [
+            ("40GB", None, vec![40 * gb]),
+            ("40GB", Some(3), vec![40 * gb; 3]),
+            ("2x80GB", None, vec![80 * gb; 2]),
+            ("2x80GB,40GB", Some(3), vec![80 * gb, 80 * gb, 40 * gb]),
+        ] {
+            assert_eq!(memory(&devices(text), shards).unwrap(), expected, "{text}");
+        }
+        let error = memory(&devices("2x80GB"), Some(3)).unwrap_err().to_string();
+        assert_eq!(error, "3 shards for 2 devices: a shard is on one device");
+        for wrong in ["x40GB", "0x40GB", "4x", "forty", "-1x40GB"] {
+            assert!(wrong.parse::<Devices>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `asterism up`: everything on this machine.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use asterism_process::config::Bytes;
+use asterism_process::shutdown;
+use asterism_shard::ComputeType;
+use asterism_tensor::Compute;
+
+use crate::pull;
+use crate::system::{Plan, System};
+
+/// Start shards and a gateway on this machine and serve a model.
+///
+/// Without arguments that is the demo model, a small real chat model that is fetched once, split over two shards. All
+/// services run in this process but speak over real sockets, as they would on several machines. Says how to talk to
+/// them once they are ready; Ctrl-C lets running answers end.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  asterism up
+  asterism up --model ./TeleChat-52B --shards 4 --compute bf16
+  asterism up --shards 3 --threads 1 --memory 1GiB
+  asterism up --listen 0.0.0.0:7050 --http-listen 0.0.0.0:8050      for a network you trust: there are no keys yet")]
+pub struct Arguments {
+    /// The model's folder, or `demo`.
+    #[arg(long, value_name = "DIR|demo", default_value = "demo")]
+    model: PathBuf,
+    /// How many shards the model's layers are split over.
+    #[arg(long, value_name = "N", default_value = "2")]
+    shards: NonZeroUsize,
+    /// Threads of each shard (default: the cores, shared out).
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Memory of each shard for weights, buffers and KV (default: as much as a few of the longest sequences take).
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    /// The type of activations and KV.
+    #[arg(long, default_value = "f32")]
+    compute: ComputeType,
+    /// Where to listen for gRPC.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7050")]
+    listen: SocketAddr,
+    /// Where to listen for the OpenAI dialect over HTTP.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8050")]
+    http_listen: SocketAddr,
+}
+
+/// Serves until a signal.
+pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let model = model_folder(&arguments.model).await?;
+    let shutdown = shutdown::on_signal()?;
+    let Arguments { shards, threads, memory, compute, listen, http_listen, .. } = arguments;
+    let plan = Plan { model, shards, threads, memory, compute, listen, http_listen };
+    let system = tokio::select! {
+        system = System::start(&plan) => system?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    tokio::select! {
+        ready = system.ready() => if ready { println!("{}", Welcome { plan: &plan, system: &system }) },
+        () = shutdown.cancelled() => {}
+    }
+    Ok(system.until(shutdown.cancelled()).await?)
+}
+
+/// The folder that `--model` means; fetches the demo model if it is not there yet.
+pub async fn model_folder(model: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    if model == Path::new("demo") {
+        return Ok(tokio::task::spawn_blocking(pull::demo).await??);
+    }
+    Ok(model.to_owned())
+}
+
+/// How to talk to a system that is ready.
+struct Welcome<'a> {
+    plan: &'a Plan,
+    system: &'a System,
+}
+
+impl std::fmt::Display for Welcome<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (grpc, http) = (self.system.grpc(), self.system.http());
+        let Plan { model, shards, compute, .. } = self.plan;
+        let (compute, threads) = (Compute::from(*compute), self.plan.threads());
+        writeln!(
+            f,
+            "ready: {} in {compute}, shards: {shards}, threads of each: {threads}\n",
+            model.display()
+        )?;
+        writeln!(f, "grpc {grpc}")?;
+        writeln!(f, "http {http}\n")?;
+        writeln!(f, "In another terminal:")?;
+        writeln!(f, "  {} chat --address {grpc}", std::env::args().next().as_deref().unwrap_or("asterism"))?;
+        writeln!(f, "  curl http://{http}/v1/chat/completions -H 'content-type: application/json' \\")?;
+        writeln!(
+            f,
+            "    -d '{{\"messages\": [{{\"role\": \"user\", \"content\": \"Who are you?\"}}], \"stream\": true}}'"
+        )?;
+        write!(f, "\nCtrl-C ends it.")
+    }
+}
