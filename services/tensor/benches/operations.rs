@@ -1,4 +1,5 @@
 //! Time of the operations beside the multiplications, best of many: `cargo bench -p asterism-tensor`.
+#![allow(clippy::unwrap_used, reason = "a bench that fails says where")]
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;

@@ -1,4 +1,5 @@
 //! Rope, KV writes and paged attention: against f64, and the same bits however rows are batched.
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Embedding, residual addition, RMSNorm, SiLU·up, copies: against f64, and the same bits everywhere.
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 

@@ -13,18 +13,19 @@
 //!
 //! Queries of one KV head whose keys are the same share each tile while it is in the cache. Threads take such
 //! units of work as they come; a query is never divided.
-#![allow(unsafe_code, reason = "kernels read keys and values through pointers, threads write disjoint heads")]
+#![allow(unsafe_code, reason = "threads write disjoint heads")]
 
-use std::ops::Range;
+use std::marker::PhantomData;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::correct::Turn;
-use self::tile::{Shape, TILE_BLOCKS, Tile};
+use self::tile::{Shape, State, TILE_BLOCKS, Tile};
 use super::Cpu;
 use super::disjoint::Disjoint;
 use super::element::Element;
-use super::simd::{Kernel, LANES, Pair, Simd, dispatch};
+use super::isa::Isa;
+use super::simd::{Kernel, LANES, Pair, Simd};
 use crate::kv::{BLOCK_ROWS, Layout};
 use crate::{AttnSpan, RopeTables};
 
@@ -62,7 +63,7 @@ pub struct Scratch {
     /// `[queries][value_cols]`: Σ p·v.
     sums: Vec<f32>,
     /// A corrected tile of keys `[blocks][half][2][LANES]`.
-    keys: Vec<f32>,
+    turned: Vec<f32>,
 }
 
 impl Work<'_> {
@@ -73,8 +74,8 @@ impl Work<'_> {
         let next = AtomicUsize::new(0);
         let job = |thread: usize| {
             let mut scratch = cpu.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let all = Units { work: self, qkv, pool, out: &out, next: &next, scratch: &mut scratch };
-            dispatch(cpu.isa(), all);
+            let isa = cpu.isa();
+            Units { isa, work: self, qkv, pool, out: &out, next: &next, scratch: &mut scratch }.run();
         };
         if units == 1 {
             job(0);
@@ -100,6 +101,7 @@ impl Work<'_> {
 
 /// One thread's part: units until none is left.
 struct Units<'a, E> {
+    isa: Isa,
     work: &'a Work<'a>,
     qkv: &'a [E],
     pool: &'a [E],
@@ -108,11 +110,18 @@ struct Units<'a, E> {
     scratch: &'a mut Scratch,
 }
 
-impl<E: Element> Kernel for Units<'_, E> {
-    type Output = ();
+/// Queries of one KV head in neighbouring rows of a span that have one rope table.
+#[derive(Clone, Copy)]
+struct Unit<'a> {
+    span: &'a AttnSpan<'a>,
+    kv_head: usize,
+    /// The first row within the span.
+    start: usize,
+    rows: usize,
+}
 
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+impl<E: Element> Units<'_, E> {
+    fn run(&mut self) {
         let work = self.work;
         let mut first = 0;
         let mut spans = work.spans.iter();
@@ -130,130 +139,151 @@ impl<E: Element> Kernel for Units<'_, E> {
             };
             // The last rows have the most keys: they come first, so that threads end together.
             let chunks = span.rows.div_ceil(work.unit_rows());
-            let (head, chunk) = ((ticket - first) / chunks, chunks - 1 - (ticket - first) % chunks);
+            let (kv_head, chunk) = ((ticket - first) / chunks, chunks - 1 - (ticket - first) % chunks);
             let mut start = chunk * work.unit_rows();
             let end = span.rows.min(start + work.unit_rows());
             while start < end {
                 let table = span.row_tables[start];
-                let same = span.row_tables[start..end].iter().take_while(|other| **other == table).count();
-                self.rows(s, span, head, start..start + same);
-                start += same;
+                let rows = span.row_tables[start..end].iter().take_while(|other| **other == table).count();
+                self.unit(Unit { span, kv_head, start, rows });
+                start += rows;
             }
+        }
+    }
+
+    /// All tiles of a unit.
+    fn unit(&mut self, unit: Unit<'_>) {
+        let (work, Unit { span, start, rows, .. }) = (self.work, unit);
+        let spec = &work.layout.spec;
+        let half = spec.head_dim / 2;
+        let shape =
+            Shape { half, value_cols: spec.value_cols(), group: work.group(), queries: rows * work.group() };
+        let last_block = (span.first_position + start + rows - 1) / BLOCK_ROWS;
+        let table = span.row_tables[start];
+        let corrected = span.block_tables[..=last_block].iter().any(|other| *other != table);
+
+        self.scratch.start(&shape);
+        self.load_queries(unit, corrected);
+        let Scratch { pairs, maxima, totals, sums, turned } = &mut *self.scratch;
+        // Blocks that no query reaches are stood for by the last: their scores are masked.
+        let parts = |first_block: usize| -> [&[E]; TILE_BLOCKS] {
+            std::array::from_fn(|i| {
+                let block = span.blocks[last_block.min(first_block + i)];
+                &self.pool[work.layout.head(work.layer, block, unit.kv_head)]
+            })
+        };
+        let mut stored = parts(0);
+        for first_block in (0..=last_block).step_by(TILE_BLOCKS) {
+            let next = parts(first_block + TILE_BLOCKS);
+            let keys = stored.map(|part| &part[..spec.key_elements()]);
+            let state = State { pairs, maxima, totals, sums };
+            let tile = Tile {
+                shape,
+                scale: work.scale,
+                start: first_block * BLOCK_ROWS,
+                first_position: span.first_position + start,
+                state,
+                keys,
+                values: stored.map(|part| &part[spec.key_elements()..]),
+                next,
+            };
+            if corrected {
+                let from = std::array::from_fn(|i| span.block_tables[last_block.min(first_block + i)]);
+                let keys = Turn { tables: work.tables, first_block, keys, from, to: table, half };
+                let keys = keys.run(self.isa, turned);
+                E::dispatch(self.isa, tile.with_keys(keys));
+            } else {
+                E::dispatch(self.isa, tile);
+            }
+            stored = next;
+        }
+        self.store(unit);
+    }
+
+    /// Fills `pairs` with the unit's queries.
+    fn load_queries(&mut self, unit: Unit<'_>, corrected: bool) {
+        let Unit { span, kv_head, start, rows } = unit;
+        let group = self.work.group();
+        let spec = &self.work.layout.spec;
+        let (dim, cols) = (spec.head_dim, (self.work.heads + 2 * spec.kv_heads) * spec.head_dim);
+        let pairs = &mut self.scratch.pairs;
+        pairs.resize(rows * group * dim / 2, [0.0; 2]);
+        for (query, pairs) in pairs.chunks_exact_mut(dim / 2).enumerate() {
+            let row = span.first_row + start + query / group;
+            let first = row * cols + (kv_head * group + query % group) * dim;
+            let query = self.qkv[first..first + dim].split_at(dim / 2);
+            if corrected {
+                f32::dispatch(self.isa, Pairs::<E, f32> { query, pairs, keys: PhantomData });
+            } else {
+                E::dispatch(self.isa, Pairs::<E, E> { query, pairs, keys: PhantomData });
+            }
+        }
+    }
+
+    /// Writes the unit's outputs.
+    fn store(&self, unit: Unit<'_>) {
+        let Unit { span, kv_head, start, rows } = unit;
+        let group = self.work.group();
+        let spec = &self.work.layout.spec;
+        let (dim, cols) = (spec.head_dim, self.work.heads * spec.head_dim);
+        for query in 0..rows * group {
+            let row = span.first_row + start + query / group;
+            let first = row * cols + (kv_head * group + query % group) * dim;
+            // SAFETY: rows of spans are distinct, and so are the units that rows and KV heads are cut into.
+            let out = unsafe { self.out.part(first..first + dim) };
+            let totals = &self.scratch.totals[query * LANES..][..LANES];
+            let sums = &self.scratch.sums[query * spec.value_cols()..][..spec.value_cols()];
+            E::dispatch(self.isa, Divide { totals, sums, out });
         }
     }
 }
 
-impl<E: Element> Units<'_, E> {
-    /// All queries of one KV head in neighbouring rows that have one rope table.
-    #[inline(always)]
-    fn rows<S: Simd>(&mut self, s: S, span: &AttnSpan<'_>, kv_head: usize, rows: Range<usize>) {
-        let work = self.work;
-        let spec = &work.layout.spec;
-        let half = spec.head_dim / 2;
-        let queries = rows.len() * work.group();
-        let last_block = (span.first_position + rows.end - 1) / BLOCK_ROWS;
-        let table = span.row_tables[rows.start];
-        let corrected = span.block_tables[..=last_block].iter().any(|other| *other != table);
+/// One query's elements j and j + h side by side, as the keys they meet want them.
+struct Pairs<'a, E, K> {
+    query: (&'a [E], &'a [E]),
+    pairs: &'a mut [Pair],
+    keys: PhantomData<K>,
+}
 
-        self.scratch.start(queries, spec.value_cols());
-        self.load_queries(s, span, kv_head, rows.clone(), corrected);
-        let Scratch { pairs, maxima, totals, sums, keys } = &mut *self.scratch;
-        // Where a tile's blocks are; those that no query reaches are stood for by the last, their scores masked.
-        let place = |first_block: usize| -> [*const E; TILE_BLOCKS] {
-            std::array::from_fn(|i| {
-                let block = span.blocks[last_block.min(first_block + i)];
-                self.pool[work.layout.head(work.layer, block, kv_head)].as_ptr()
-            })
-        };
-        let mut stored = place(0);
-        for first_block in (0..=last_block).step_by(TILE_BLOCKS) {
-            let next = place(first_block + TILE_BLOCKS);
-            let mut tile = Tile {
-                shape: Shape { half, value_cols: spec.value_cols(), group: work.group(), queries },
-                scale: work.scale,
-                start: first_block * BLOCK_ROWS,
-                first_position: span.first_position + rows.start,
-                pairs,
-                maxima,
-                totals,
-                sums,
-                // SAFETY: a head's part of a block holds its keys, then its values.
-                values: stored.map(|keys| unsafe { keys.add(spec.key_elements()) }),
-                next,
-            };
-            if corrected {
-                let tables = &span.block_tables[first_block..=last_block.min(first_block + TILE_BLOCKS - 1)];
-                let turn = Turn { tables: work.tables, first_block, from: tables, to: table };
-                // SAFETY: `stored` points to whole keys of blocks, and a corrected tile is as large.
-                unsafe { tile.run::<S, f32>(s, turn.tile(s, stored, half, keys)) };
-            } else {
-                // SAFETY: as above.
-                unsafe { tile.run::<S, E>(s, stored) };
-            }
-            stored = next;
-        }
-        self.store(s, span, kv_head, rows);
-    }
+impl<E: Element, K: Element> Kernel for Pairs<'_, E, K> {
+    type Output = ();
 
-    /// Fills `pairs` with the rows' queries.
     #[inline(always)]
-    fn load_queries<S: Simd>(
-        &mut self,
-        s: S,
-        span: &AttnSpan<'_>,
-        kv_head: usize,
-        rows: Range<usize>,
-        corrected: bool,
-    ) {
-        let group = self.work.group();
-        let spec = &self.work.layout.spec;
-        let (dim, cols) = (spec.head_dim, (self.work.heads + 2 * spec.kv_heads) * spec.head_dim);
-        let queries = rows.len() * group;
-        let pairs = &mut self.scratch.pairs;
-        pairs.resize(queries * dim / 2, [0.0; 2]);
-        for (query, pairs) in (0..queries).zip(pairs.chunks_exact_mut(dim / 2)) {
-            let row = span.first_row + rows.start + query / group;
-            let first = row * cols + (kv_head * group + query % group) * dim;
-            let (a, b) = self.qkv[first..first + dim].split_at(dim / 2);
-            let elements = pairs.iter_mut().zip(a.iter().zip(b));
-            if corrected {
-                elements.for_each(|(pair, (a, b))| *pair = f32::pair(s, a.widen(), b.widen()));
-            } else {
-                elements.for_each(|(pair, (a, b))| *pair = E::pair(s, a.widen(), b.widen()));
-            }
+    fn run<S: Simd>(self, s: S) {
+        for (pair, (a, b)) in self.pairs.iter_mut().zip(self.query.0.iter().zip(self.query.1)) {
+            *pair = K::pair(s, a.widen(), b.widen());
         }
     }
+}
 
-    /// Writes the rows' outputs.
+/// One query's output: its sums over its total.
+struct Divide<'a, E> {
+    totals: &'a [f32],
+    sums: &'a [f32],
+    out: &'a mut [E],
+}
+
+impl<E: Element> Kernel for Divide<'_, E> {
+    type Output = ();
+
     #[inline(always)]
-    fn store<S: Simd>(&self, s: S, span: &AttnSpan<'_>, kv_head: usize, rows: Range<usize>) {
-        let group = self.work.group();
-        let spec = &self.work.layout.spec;
-        let (dim, cols) = (spec.head_dim, self.work.heads * spec.head_dim);
-        for query in 0..rows.len() * group {
-            let row = span.first_row + rows.start + query / group;
-            let first = row * cols + (kv_head * group + query % group) * dim;
-            // SAFETY: rows of spans are distinct, and so are the units that rows and KV heads are cut into.
-            let out = unsafe { self.out.part(first..first + dim) };
-            let total = s.reduce_add(s.load_f32(&self.scratch.totals, query * LANES));
-            let share = s.splat(1.0 / total);
-            let sums = &self.scratch.sums[query * spec.value_cols()..][..spec.value_cols()];
-            for at in (0..dim).step_by(LANES) {
-                E::store(s, s.mul(s.load_f32(sums, at), share), out, at);
-            }
+    fn run<S: Simd>(self, s: S) {
+        let share = s.splat(1.0 / s.reduce_add(s.load_f32(self.totals, 0)));
+        for at in (0..self.out.len()).step_by(LANES) {
+            E::store(s, s.mul(s.load_f32(self.sums, at), share), self.out, at);
         }
     }
 }
 
 impl Scratch {
     /// No key seen yet.
-    fn start(&mut self, queries: usize, value_cols: usize) {
+    fn start(&mut self, shape: &Shape) {
         let reset = |values: &mut Vec<f32>, len, value| {
             values.clear();
             values.resize(len, value);
         };
-        reset(&mut self.maxima, queries, f32::NEG_INFINITY);
-        reset(&mut self.totals, queries * LANES, 0.0);
-        reset(&mut self.sums, queries * value_cols, 0.0);
+        reset(&mut self.maxima, shape.queries, f32::NEG_INFINITY);
+        reset(&mut self.totals, shape.queries * LANES, 0.0);
+        reset(&mut self.sums, shape.queries * shape.value_cols, 0.0);
     }
 }

@@ -4,12 +4,16 @@
 use bytemuck::Pod;
 use half::bf16;
 
-use super::simd::{Pair, Simd};
+use super::isa::Isa;
+use super::simd::{Kernel, Pair, Simd, dispatch, dispatch_f32};
 
 /// An activation's element: f32, or bf16 that every store rounds to.
 pub trait Element: Pod + Send + Sync {
     /// Sixteen keys' elements j and j + h.
     type Keys<S: Simd>: Copy;
+
+    /// Runs `kernel`, which knows of bf16 only if this is it.
+    fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output;
 
     /// Elements `at..at + 16` of `x`, zero beyond its end.
     fn load<S: Simd>(simd: S, x: &[Self], at: usize) -> S::F32;
@@ -47,6 +51,10 @@ pub trait Element: Pod + Send + Sync {
 
 impl Element for f32 {
     type Keys<S: Simd> = [S::F32; 2];
+
+    fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+        dispatch_f32(isa, kernel)
+    }
 
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[f32], at: usize) -> S::F32 {
@@ -99,6 +107,10 @@ impl Element for f32 {
 
 impl Element for bf16 {
     type Keys<S: Simd> = S::Pairs;
+
+    fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+        dispatch(isa, kernel)
+    }
 
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[bf16], at: usize) -> S::F32 {

@@ -8,7 +8,7 @@ use super::bf16::{round, widen};
 use super::disjoint::Disjoint;
 use super::element::Element;
 use super::exp::exp;
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::simd::{Kernel, LANES, Simd};
 
 /// Columns that one thread takes at a time: a multiple of the lanes.
 const PIECE: usize = 1024;
@@ -21,7 +21,7 @@ pub fn add<E: Element>(cpu: &Cpu, x: &mut [E], y: &[E]) {
         let range = pieces.start * PIECE..len.min(pieces.end * PIECE);
         // SAFETY: shares of pieces do not overlap.
         let x = unsafe { x.part(range.clone()) };
-        dispatch(cpu.isa(), Add { x, y: &y[range] });
+        E::dispatch(cpu.isa(), Add { x, y: &y[range] });
     });
 }
 
@@ -58,7 +58,7 @@ pub fn silu_mul<E: Element>(cpu: &Cpu, gate_up: &[E], out: &mut [E], cols: usize
             let out = unsafe { out.part(row * cols + first..row * cols + end) };
             let gate = &gate_up[2 * row * cols + first..2 * row * cols + end];
             let up = &gate_up[(2 * row + 1) * cols + first..(2 * row + 1) * cols + end];
-            dispatch(cpu.isa(), SiluMul { gate, up, out });
+            E::dispatch(cpu.isa(), SiluMul { gate, up, out });
         }
     });
 }

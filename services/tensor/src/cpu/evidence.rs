@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 use super::Cpu;
 use super::disjoint::Disjoint;
 use super::exp::exp_f64;
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::simd::{Kernel, LANES, Simd, dispatch_f32};
 use crate::Candidate;
 
 /// Ids of a partial sum of the log-sum-exp.
@@ -22,7 +22,7 @@ pub fn top_k(cpu: &Cpu, row: &[f32], k: usize, best: &mut Vec<Candidate>) {
     if k == 0 {
         return;
     }
-    dispatch(cpu.isa(), TopK { row, k, best });
+    dispatch_f32(cpu.isa(), TopK { row, k, best });
     cut(best, k);
     best.sort_unstable_by(order);
     if best.len() < k {
@@ -85,7 +85,7 @@ impl Kernel for TopK<'_> {
 /// over chunks of 1,024 ids with sixteen lanes each, added in ascending order. −∞ if all are −∞, NaN if one
 /// is NaN or +∞.
 pub fn log_sum_exp(cpu: &Cpu, row: &[f32], temperature: f64) -> f64 {
-    let max = dispatch(cpu.isa(), Max(row));
+    let max = dispatch_f32(cpu.isa(), Max(row));
     if max == f32::NEG_INFINITY {
         let nan = row.iter().any(|x| x.is_nan());
         return if nan { f64::NAN } else { f64::NEG_INFINITY };
@@ -97,7 +97,7 @@ pub fn log_sum_exp(cpu: &Cpu, row: &[f32], temperature: f64) -> f64 {
         // SAFETY: shares of chunks do not overlap.
         let sums = unsafe { parts.part(chunks.clone()) };
         let row = &row[chunks.start * CHUNK..row.len().min(chunks.end * CHUNK)];
-        dispatch(cpu.isa(), ChunkSums { row, max, temperature, sums });
+        dispatch_f32(cpu.isa(), ChunkSums { row, max, temperature, sums });
     });
     let sum = sums.iter().fold(0.0, |sum, part| sum + part);
     max / temperature + libm::log(sum)
@@ -154,7 +154,7 @@ fn fold(v: [f64; LANES]) -> f64 {
 
 /// The first index whose value is NaN or infinite.
 pub fn first_non_finite(cpu: &Cpu, row: &[f32]) -> Option<usize> {
-    dispatch(cpu.isa(), NonFinite(row))
+    dispatch_f32(cpu.isa(), NonFinite(row))
 }
 
 struct NonFinite<'a>(&'a [f32]);

@@ -8,7 +8,7 @@
 use super::Cpu;
 use super::disjoint::Disjoint;
 use super::element::Element;
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::simd::{Kernel, LANES, Simd};
 
 /// Rows `[rows, cols]` of one operation. `delta` may be empty: nothing to add.
 pub struct AddRmsNorm<'a, E> {
@@ -37,7 +37,7 @@ impl<E: Element> AddRmsNorm<'_, E> {
             let (residual, out) = unsafe { (residual.part(range.clone()), out.part(range.clone())) };
             let delta = self.delta.map(|delta| &delta[range]);
             let (weight, eps) = (self.weight, self.eps);
-            dispatch(cpu.isa(), Rows(AddRmsNorm { residual, delta, weight, eps, out }));
+            E::dispatch(cpu.isa(), Rows(AddRmsNorm { residual, delta, weight, eps, out }));
         });
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::Cpu;
 use super::disjoint::Disjoint;
 use super::kv::{Placed, write};
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::simd::{Kernel, LANES, Simd};
 use crate::kv::{BLOCK_ROWS, KvPool, MAX_HEAD_DIM};
 use crate::{AttnSpan, RopeTables};
 
@@ -36,7 +36,7 @@ impl RopeKvWrite<'_> {
         let qkv = Disjoint::new(qkv);
         let pool = Disjoint::new(kv.elements_mut());
         cpu.split(spec.kv_heads, rows * (group + 2) * spec.head_dim, &|heads| {
-            dispatch(
+            E::dispatch(
                 cpu.isa(),
                 Heads { work: self, layout: &layout, cols, group, heads, qkv: &qkv, pool: &pool },
             );

@@ -43,8 +43,8 @@ pub trait Simd: Copy + Send + Sync {
     /// Sixteen pairs of bf16, one per 32-bit word.
     type Pairs: Copy;
 
-    /// Whether there are registers for tiles of 6 rows by 4 vectors, or only for 3 by 1.
-    const WIDE: bool;
+    /// Rows of a register tile: with 4 there are registers for 4 vectors each, with 2 for 2.
+    const ROWS: usize;
 
     /// `x` in all lanes.
     fn splat(self, x: f32) -> Self::F32;
@@ -137,16 +137,24 @@ pub trait Simd: Copy + Send + Sync {
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     debug_assert!(isa.is_available());
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a device is only made with an instruction set that the processor has.
+        Isa::Avx512Bf16 => unsafe { avx512::run_bf16(kernel) },
+        _ => dispatch_f32(isa, kernel),
+    }
+}
+
+/// The same for kernels that know nothing of bf16: they are not compiled for its instructions once more.
+pub fn dispatch_f32<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    debug_assert!(isa.is_available());
+    match isa {
         Isa::Scalar => kernel.run(scalar::Scalar),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a device is only made with an instruction set that the processor has.
         Isa::Avx2 => unsafe { avx2::run(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512::run(kernel) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx512Bf16 => unsafe { avx512::run_bf16(kernel) },
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512::run(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => kernel.run(scalar::Scalar),
     }

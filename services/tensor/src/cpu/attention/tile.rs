@@ -1,12 +1,15 @@
 //! One tile of 64 keys against all queries of a unit.
+#![allow(unsafe_code, reason = "reads keys and values through pointers")]
 #![allow(
     clippy::needless_range_loop,
     reason = "rows and vectors of a register tile are numbered alike in several arrays"
 )]
 
+use std::ops::Range;
+
 use crate::cpu::element::Element;
 use crate::cpu::exp::exp_to_high;
-use crate::cpu::simd::{LANES, Pair, Simd};
+use crate::cpu::simd::{Kernel, LANES, Pair, Simd};
 use crate::kv::{BLOCK_ROWS, LINE};
 
 /// Blocks of a tile; a block's keys are one vector's lanes.
@@ -33,8 +36,20 @@ pub struct Shape {
     pub queries: usize,
 }
 
-/// Keys and values of 64 positions, and what the queries have gathered so far.
-pub struct Tile<'a, V> {
+/// The queries of a unit, and what they have gathered so far.
+pub struct State<'a> {
+    /// `[queries][half]`.
+    pub pairs: &'a [Pair],
+    /// `[queries]`: the greatest score.
+    pub maxima: &'a mut [f32],
+    /// `[queries][LANES]`: Σ p.
+    pub totals: &'a mut [f32],
+    /// `[queries][value_cols]`: Σ p·v.
+    pub sums: &'a mut [f32],
+}
+
+/// Keys and values of 64 positions, for a unit's queries to take in as far as they reach.
+pub struct Tile<'a, K, V> {
     /// Sizes.
     pub shape: Shape,
     /// Multiplies every score.
@@ -43,41 +58,46 @@ pub struct Tile<'a, V> {
     pub start: usize,
     /// The first row's position.
     pub first_position: usize,
-    /// `[queries][half]`.
-    pub pairs: &'a [Pair],
-    /// `[queries]`.
-    pub maxima: &'a mut [f32],
-    /// `[queries][LANES]`.
-    pub totals: &'a mut [f32],
-    /// `[queries][value_cols]`.
-    pub sums: &'a mut [f32],
+    /// The queries.
+    pub state: State<'a>,
+    /// The blocks' keys, `[half]` pairs of elements of 16 keys each.
+    pub keys: [&'a [K]; TILE_BLOCKS],
     /// The blocks' values, `[BLOCK_ROWS][value_cols]` each.
-    pub values: [*const V; TILE_BLOCKS],
+    pub values: [&'a [V]; TILE_BLOCKS],
     /// Keys and values of the tile after this one, to be fetched meanwhile.
-    pub next: [*const V; TILE_BLOCKS],
+    pub next: [&'a [V]; TILE_BLOCKS],
 }
 
-impl<V: Element> Tile<'_, V> {
-    /// Takes in the tile's keys, as far as each query reaches.
-    ///
-    /// # Safety
-    /// `keys` must point to keys of `half` pairs, `values` to the values of the same blocks.
+impl<'a, K, V> Tile<'a, K, V> {
+    /// The same tile with its keys in another type.
+    pub fn with_keys<L>(self, keys: [&'a [L]; TILE_BLOCKS]) -> Tile<'a, L, V> {
+        let Tile { shape, scale, start, first_position, state, keys: _, values, next } = self;
+        Tile { shape, scale, start, first_position, state, keys, values, next }
+    }
+}
+
+impl<K: Element, V: Element> Kernel for Tile<'_, K, V> {
+    type Output = ();
+
     #[inline(always)]
-    pub unsafe fn run<S: Simd, K: Element>(&mut self, s: S, keys: [*const K; TILE_BLOCKS]) {
-        let queries = self.shape.queries;
+    fn run<S: Simd>(mut self, s: S) {
+        let Shape { half, value_cols, queries, .. } = self.shape;
+        // What the pointers below rely on.
+        assert!(self.state.pairs.len() >= queries * half);
+        assert!(self.keys.iter().all(|keys| keys.len() >= half * 2 * LANES));
+        assert!(self.values.iter().all(|values| values.len() >= BLOCK_ROWS * value_cols));
         let mut query = self.first_query();
         while query < queries {
-            // SAFETY: by the caller's promise, for as many queries as are left.
-            query += unsafe {
-                match queries - query {
-                    4.. if S::WIDE => self.queries::<S, K, 4>(s, &keys, query),
-                    2.. => self.queries::<S, K, 2>(s, &keys, query),
-                    _ => self.queries::<S, K, 1>(s, &keys, query),
-                }
+            query += match queries - query {
+                4.. if S::ROWS == 4 => self.queries::<S, 4>(s, query),
+                2.. if S::ROWS == 2 => self.queries::<S, 2>(s, query),
+                _ => self.queries::<S, 1>(s, query),
             };
         }
     }
+}
 
+impl<K: Element, V: Element> Tile<'_, K, V> {
     /// The first query that reaches the tile.
     #[inline(always)]
     fn first_query(&self) -> usize {
@@ -86,32 +106,23 @@ impl<V: Element> Tile<'_, V> {
 
     /// `R` queries from `first` on; returns `R`.
     #[inline(always)]
-    unsafe fn queries<S: Simd, K: Element, const R: usize>(
-        &mut self,
-        s: S,
-        keys: &[*const K; TILE_BLOCKS],
-        first: usize,
-    ) -> usize {
+    fn queries<S: Simd, const R: usize>(&mut self, s: S, first: usize) -> usize {
         // Keys that each query reaches, at least one.
         let mut reach = [TILE; R];
         for (r, reach) in reach.iter_mut().enumerate() {
             let position = self.first_position + (first + r) / self.shape.group;
             *reach = (position + 1 - self.start).min(TILE);
         }
-        // SAFETY: by the caller's promise; `first + R` queries exist.
-        let scores = unsafe { self.scores::<S, K, R>(s, keys, first) };
+        let scores = self.scores::<S, R>(s, first);
         let mut weights = [[0.0; TILE]; R];
         for r in 0..R {
             self.weigh(s, first + r, reach[r], scores[r], &mut weights[r]);
         }
         // All queries reach the first one's keys; the few beyond are taken query by query.
-        // SAFETY: as above.
-        unsafe {
-            self.accumulate::<S, R>(s, first, 0..reach[0], &weights);
-            for r in 1..R {
-                if reach[r] > reach[0] {
-                    self.accumulate::<S, 1>(s, first + r, reach[0]..reach[r], &[weights[r]]);
-                }
+        self.accumulate::<S, R>(s, first, 0..reach[0], &weights);
+        for r in 1..R {
+            if reach[r] > reach[0] {
+                self.accumulate::<S, 1>(s, first + r, reach[0]..reach[r], &[weights[r]]);
             }
         }
         R
@@ -119,60 +130,56 @@ impl<V: Element> Tile<'_, V> {
 
     /// Σ q·k of all 64 keys, reached or not.
     #[inline(always)]
-    unsafe fn scores<S: Simd, K: Element, const R: usize>(
-        &self,
-        s: S,
-        keys: &[*const K; TILE_BLOCKS],
-        first: usize,
-    ) -> [[S::F32; TILE_BLOCKS]; R] {
-        let mut scores = [[s.splat(0.0); TILE_BLOCKS]; R];
-        // SAFETY: by the caller's promise.
-        unsafe {
-            if S::WIDE || R == 1 {
-                // The tile's first queries fetch the next tile.
-                scores = if first == self.first_query() {
-                    self.dot::<S, K, R, 4, true>(s, *keys, first)
-                } else {
-                    self.dot::<S, K, R, 4, false>(s, *keys, first)
-                };
+    fn scores<S: Simd, const R: usize>(&self, s: S, first: usize) -> [[S::F32; TILE_BLOCKS]; R] {
+        if S::ROWS == 4 || R == 1 {
+            // The tile's first queries fetch the next tile.
+            return if first == self.first_query() {
+                self.dot::<S, R, TILE_BLOCKS, true>(s, first, 0)
             } else {
-                for half in 0..2 {
-                    let keys = [keys[2 * half], keys[2 * half + 1]];
-                    let sums = self.dot::<S, K, R, 2, false>(s, keys, first);
-                    for r in 0..R {
-                        scores[r][2 * half] = sums[r][0];
-                        scores[r][2 * half + 1] = sums[r][1];
-                    }
-                }
+                self.dot::<S, R, TILE_BLOCKS, false>(s, first, 0)
+            };
+        }
+        let mut scores = [[s.splat(0.0); TILE_BLOCKS]; R];
+        for block in [0, 2] {
+            let sums = self.dot::<S, R, 2, false>(s, first, block);
+            for r in 0..R {
+                scores[r][block] = sums[r][0];
+                scores[r][block + 1] = sums[r][1];
             }
         }
         scores
     }
 
-    /// The scores of `N` blocks, side by side in registers; with `AHEAD` the next tile is fetched meanwhile.
+    /// The scores of `N` blocks from `block` on, side by side in registers; with `AHEAD` the next tile is
+    /// fetched meanwhile.
     #[inline(always)]
-    unsafe fn dot<S: Simd, K: Element, const R: usize, const N: usize, const AHEAD: bool>(
+    fn dot<S: Simd, const R: usize, const N: usize, const AHEAD: bool>(
         &self,
         s: S,
-        keys: [*const K; N],
         first: usize,
+        block: usize,
     ) -> [[S::F32; N]; R] {
         let half = self.shape.half;
-        let pairs = self.pairs[first * half..][..R * half].as_ptr();
+        let pairs = self.state.pairs[first * half..][..R * half].as_ptr();
+        let mut keys = [std::ptr::null(); N];
+        for n in 0..N {
+            keys[n] = self.keys[block + n].as_ptr();
+        }
         let mut sums = [[s.splat(0.0); N]; R];
         for j in 0..half {
             if AHEAD {
                 // Per pair of elements, 16 keys and 16 values take this many lines.
                 let lines = size_of::<V>();
                 for n in 0..N {
-                    let next = self.next[n].cast::<u8>().wrapping_add(j * lines * LINE_BYTES);
+                    let next = self.next[n].as_ptr().cast::<u8>().wrapping_add(j * lines * LINE_BYTES);
                     for line in 0..lines {
                         s.prefetch(next.wrapping_add(line * LINE_BYTES));
                     }
                 }
             }
             for n in 0..N {
-                // SAFETY: every block has `half` rows of 16 pairs; there are `R · half` query pairs.
+                // SAFETY: `run` has seen that every block has `half` rows of 16 pairs; there are `R · half`
+                // query pairs.
                 unsafe {
                     let keys = K::load_keys(s, keys[n].add(j * 2 * LANES));
                     for r in 0..R {
@@ -204,19 +211,19 @@ impl<V: Element> Tile<'_, V> {
             }
             top = s.max(*score, top);
         }
-        let (top, before) = (s.reduce_max(top), self.maxima[query]);
-        let total = &mut self.totals[query * LANES..][..LANES];
+        let (top, before) = (s.reduce_max(top), self.state.maxima[query]);
+        let total = &mut self.state.totals[query * LANES..][..LANES];
         let mut lanes = s.load_f32(total, 0);
         let max = if top > before { top } else { before };
         if max != before {
             let factor = exp_to_high(s, s.splat(before - max));
             lanes = s.mul(lanes, factor);
             let cols = self.shape.value_cols;
-            let sums = &mut self.sums[query * cols..][..cols];
+            let sums = &mut self.state.sums[query * cols..][..cols];
             for at in (0..cols).step_by(LANES) {
                 s.store_f32(s.mul(s.load_f32(sums, at), factor), sums, at);
             }
-            self.maxima[query] = max;
+            self.state.maxima[query] = max;
         }
         let max = s.splat(max);
         for (block, score) in scores.into_iter().enumerate() {
@@ -230,54 +237,50 @@ impl<V: Element> Tile<'_, V> {
 
     /// Adds weight · value of `keys` to the sums of `R` queries.
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const R: usize>(
+    fn accumulate<S: Simd, const R: usize>(
         &mut self,
         s: S,
         first: usize,
-        keys: std::ops::Range<usize>,
+        keys: Range<usize>,
         weights: &[[f32; TILE]; R],
     ) {
         let lines = self.shape.value_cols / LINE;
         let mut line = 0;
         while line < lines {
-            let (start, end) = (keys.start, keys.end);
-            // SAFETY: by the caller's promise, for lines of a value.
-            line += unsafe {
-                match lines - line {
-                    4.. if S::WIDE && R < 4 => self.lines::<S, R, 4, 8>(s, first, start..end, weights, line),
-                    2.. if S::WIDE || R == 1 => self.lines::<S, R, 2, 4>(s, first, start..end, weights, line),
-                    _ => self.lines::<S, R, 1, 2>(s, first, start..end, weights, line),
-                }
+            let keys = keys.clone();
+            line += match lines - line {
+                2.. if S::ROWS == 4 || R == 1 => self.lines::<S, R, 2, 4>(s, first, keys, weights, line),
+                _ => self.lines::<S, R, 1, 2>(s, first, keys, weights, line),
             };
         }
     }
 
     /// `L` lines from `line` on, in `N` = 2 · `L` vectors a query; returns `L`.
     #[inline(always)]
-    unsafe fn lines<S: Simd, const R: usize, const L: usize, const N: usize>(
+    fn lines<S: Simd, const R: usize, const L: usize, const N: usize>(
         &mut self,
         s: S,
         first: usize,
-        keys: std::ops::Range<usize>,
+        keys: Range<usize>,
         weights: &[[f32; TILE]; R],
         line: usize,
     ) -> usize {
         let cols = self.shape.value_cols;
+        let place = |r: usize, n: usize| (first + r) * cols + line * LINE + n * LANES;
         let mut sums = [[s.splat(0.0); N]; R];
         for r in 0..R {
             for n in 0..N {
-                sums[r][n] = s.load_f32(self.sums, (first + r) * cols + line * LINE + n * LANES);
+                sums[r][n] = s.load_f32(self.state.sums, place(r, n));
             }
         }
         let mut key = keys.start;
         while key < keys.end {
-            // SAFETY: a block has 16 values of `cols` elements.
-            let mut from =
-                unsafe { self.values[key / BLOCK_ROWS].add(key % BLOCK_ROWS * cols + line * LINE) };
             let end = keys.end.min((key / BLOCK_ROWS + 1) * BLOCK_ROWS);
+            let values = self.values[key / BLOCK_ROWS].as_ptr();
+            let mut from = values.wrapping_add(key % BLOCK_ROWS * cols + line * LINE);
             while key < end {
                 for l in 0..L {
-                    // SAFETY: as above.
+                    // SAFETY: `run` has seen that a block has 16 values of `cols` elements.
                     let [a, b] = unsafe { V::load_values(s, from.add(l * LINE)) };
                     for r in 0..R {
                         // SAFETY: `keys` end within the tile.
@@ -292,7 +295,7 @@ impl<V: Element> Tile<'_, V> {
         }
         for r in 0..R {
             for n in 0..N {
-                s.store_f32(sums[r][n], self.sums, (first + r) * cols + line * LINE + n * LANES);
+                s.store_f32(sums[r][n], self.state.sums, place(r, n));
             }
         }
         L

@@ -35,7 +35,7 @@ fn unpack(matrix: &Matrix, k: usize, column: usize) -> f32 {
     match matrix.stored() {
         Dtype::Bf16 => {
             let word = bytemuck::cast_slice::<u8, u32>(panel)[k / 2 * PANEL + column];
-            bf16::widen((if k % 2 == 0 { word >> 16 } else { word & 0xffff }) as u16)
+            bf16::widen((if k.is_multiple_of(2) { word >> 16 } else { word & 0xffff }) as u16)
         }
         Dtype::F16 => {
             half::f16::from_bits(bytemuck::cast_slice::<u8, u16>(panel)[k * PANEL + column]).to_f32()

@@ -101,7 +101,7 @@ impl Simd for Avx2 {
     type F64 = V64;
     type Pairs = [__m256i; 2];
 
-    const WIDE: bool = false;
+    const ROWS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {

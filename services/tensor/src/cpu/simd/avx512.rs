@@ -86,7 +86,7 @@ impl<const DP: bool> Simd for Avx512<DP> {
     type F64 = [__m512d; 2];
     type Pairs = __m512i;
 
-    const WIDE: bool = true;
+    const ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

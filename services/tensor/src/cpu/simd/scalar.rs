@@ -37,7 +37,7 @@ impl Simd for Scalar {
     type F64 = Lanes64;
     type Pairs = [u32; LANES];
 
-    const WIDE: bool = false;
+    const ROWS: usize = 1;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Lanes {
