@@ -79,7 +79,7 @@ impl KvSpec {
 
     /// Elements of a position's value in memory.
     pub(crate) fn value_cols(&self) -> usize {
-        self.head_dim.next_multiple_of(LINE)
+        self.head_dim.checked_next_multiple_of(LINE).unwrap_or(usize::MAX)
     }
 
     /// Elements of one head's keys in a block.
@@ -121,6 +121,9 @@ impl KvPool {
                 rule: "even and from 2 to 256",
             });
         }
+        if spec.kv_heads == 0 {
+            return Err(TensorError::Setting { op: "kv pool", what: "kv_heads", rule: "1 or more" });
+        }
         let bytes = blocks.saturating_mul(KvPool::bytes_per_block(&spec));
         let memory = Memory::zeroed(bytes).map_err(|source| TensorError::Memory { bytes, source })?;
         Ok(KvPool { layout: Layout { spec, blocks }, memory })
@@ -128,7 +131,9 @@ impl KvPool {
 
     /// Bytes of one block over all layers.
     pub fn bytes_per_block(spec: &KvSpec) -> usize {
-        spec.layers * spec.block_elements() * spec.dtype().bytes()
+        let rows = spec.head_dim.saturating_add(spec.value_cols()).saturating_mul(BLOCK_ROWS);
+        let head = rows.saturating_mul(spec.dtype().bytes());
+        head.saturating_mul(spec.kv_heads).saturating_mul(spec.layers)
     }
 
     /// What it was made for.

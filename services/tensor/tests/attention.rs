@@ -220,4 +220,8 @@ fn spans_that_name_what_is_not_there_are_refused() {
         let spec = asterism_tensor::KvSpec { head_dim, ..shape.spec() };
         assert!(matches!(device.kv_pool(spec, 1), Err(TensorError::Setting { .. })));
     }
+    let none = asterism_tensor::KvSpec { kv_heads: 0, ..shape.spec() };
+    assert!(matches!(device.kv_pool(none, 1), Err(TensorError::Setting { .. })));
+    let huge = asterism_tensor::KvSpec { layers: usize::MAX, ..shape.spec() };
+    assert!(matches!(device.kv_pool(huge, usize::MAX), Err(TensorError::Memory { .. })));
 }

@@ -196,6 +196,24 @@ fn bytes_round_trip() {
 }
 
 #[test]
+fn nothing_to_do_is_fine() {
+    for device in devices() {
+        let (mut empty, weight) =
+            (device.tensor(Dtype::F32, 3, 0).unwrap(), vector(&device, &[], Compute::F32));
+        empty.set_rows(3).unwrap();
+        let mut out = device.tensor(Dtype::F32, 3, 0).unwrap();
+        device.add_rms_norm(&mut empty, None, &weight, 1e-5, &mut out).unwrap();
+        device.silu_mul(&empty, &mut out).unwrap();
+        device.gather_rows(&empty, &[2, 0], &mut out).unwrap();
+        let (mut none, weight) =
+            (device.tensor(Dtype::F32, 3, 8).unwrap(), vector(&device, &[1.0; 8], Compute::F32));
+        let mut out = device.tensor(Dtype::F32, 3, 8).unwrap();
+        device.add_rms_norm(&mut none, None, &weight, 1e-5, &mut out).unwrap();
+        assert_eq!(out.rows(), 0);
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let device = best();
     let mut small = device.tensor(Dtype::F32, 2, 8).unwrap();

@@ -42,7 +42,8 @@ pub struct Attention<'a> {
 
 impl Device {
     /// out ← softmax(q · keys · scale) · values for every row and query head, over its own and all earlier
-    /// positions. `qkv` has rotated queries in its first columns; query head h reads KV head h / group.
+    /// positions. `qkv` has rotated queries in its first columns; query head h reads KV head h / group. Rows of
+    /// `out` that no span names hold what they held.
     pub fn attention(
         &self,
         qkv: &Tensor,
