@@ -1,5 +1,7 @@
 //! The rules of this code base that code can hold. Each test lists every offence, not the first.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a failed test says what it expected")]
+
 mod configuration;
 mod manifests;
 mod source;

@@ -1,5 +1,7 @@
 //! The binary as people run it: processes of their own, real sockets, exit codes and messages.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a failed test says what it expected")]
+
 mod command;
 mod golden;
 mod holders;

@@ -28,8 +28,7 @@ async fn dial(address: &str) -> Channel {
 /// Returns once the gateway at `address` drives a whole pipeline.
 pub async fn ready(address: &str) {
     let watched = async {
-        let mut health =
-            HealthClient::connect(format!("http://{address}")).await.expect("the gateway listens");
+        let mut health = HealthClient::new(dial(address).await);
         let request = HealthCheckRequest { service: "asterism.v1.Inference".to_owned() };
         let mut changes = health.watch(request).await.expect("health can be watched").into_inner();
         while let Some(change) = changes.message().await.expect("health is told") {
