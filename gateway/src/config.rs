@@ -34,7 +34,7 @@ pub struct GatewayConfig {
     /// A jinja chat template that takes the place of the model's own.
     #[arg(long, env = "ASTERISM_CHAT_TEMPLATE", value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
-    /// The longest prompt plus answer in tokens; the model's number of positions unless given. The KV pool limits it too.
+    /// The longest prompt plus answer in tokens; as long as the shards allow unless given. The KV pool limits it too.
     #[arg(long, env = "ASTERISM_MAX_CONTEXT", value_name = "TOKENS")]
     pub max_context: Option<u32>,
     /// How many requests may wait for room.

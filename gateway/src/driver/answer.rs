@@ -157,3 +157,67 @@ impl Stream for AnswerStream {
         Poll::Ready(Some(event))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, StreamExt};
+
+    use super::super::cancel::Cancelled;
+    use super::*;
+    use crate::text::{ChatTemplate, GenerationDefaults};
+
+    fn ends(cancelled: &Cancelled) -> (AnswerSender, AnswerStream) {
+        let defaults = GenerationDefaults::default();
+        let text = ModelText { tokenizer: None, template: ChatTemplate::Missing, defaults };
+        let reader =
+            AnswerReader { text: Arc::new(text), prompt: Arc::from([1]), started: v1::Started::default() };
+        answer(reader, 100, cancelled.guard(7))
+    }
+
+    fn delta(bytes: usize) -> Event {
+        Event::Delta(v1::Delta { text: "x".repeat(bytes), ..v1::Delta::default() })
+    }
+
+    fn next(stream: &mut AnswerStream) -> Option<Result<Event, Failure>> {
+        stream.next().now_or_never().expect("it does not wait")
+    }
+
+    #[test]
+    fn a_dropped_stream_cancels_unless_its_answer_is_over() {
+        let cancelled = Cancelled::default();
+        let (sender, stream) = ends(&cancelled);
+        drop(stream);
+        assert_eq!(cancelled.take(), [7]);
+        assert_eq!(sender.send(delta(1)), Err(Undeliverable::Gone));
+
+        let (sender, mut stream) = ends(&cancelled);
+        sender.send(Event::Finished(v1::Finished::default())).unwrap();
+        assert!(matches!(next(&mut stream), Some(Ok(Event::Started(_)))));
+        assert!(matches!(next(&mut stream), Some(Ok(Event::Finished(_)))));
+        assert_eq!(next(&mut stream), None);
+        drop(stream);
+        assert!(cancelled.take().is_empty());
+    }
+
+    #[test]
+    fn a_reader_that_leaves_too_much_lying_loses_the_rest() {
+        let (sender, mut stream) = ends(&Cancelled::default());
+        let half = BYTE_LIMIT / 2;
+        sender.send(delta(half)).unwrap();
+        assert!(matches!(next(&mut stream), Some(Ok(Event::Started(_)))));
+        assert!(matches!(next(&mut stream), Some(Ok(Event::Delta(_)))));
+        sender.send(delta(half)).unwrap(); // What was read does not count.
+        assert_eq!(sender.send(delta(half)), Err(Undeliverable::Full));
+        assert!(matches!(next(&mut stream), Some(Ok(Event::Delta(_)))));
+        assert_eq!(next(&mut stream).unwrap().unwrap_err().reason, Reason::Exhausted);
+        assert_eq!(next(&mut stream), None);
+    }
+
+    #[test]
+    fn an_answer_that_nobody_writes_any_more_fails() {
+        let (sender, mut stream) = ends(&Cancelled::default());
+        drop(sender);
+        assert!(matches!(next(&mut stream), Some(Ok(Event::Started(_)))));
+        assert_eq!(next(&mut stream).unwrap().unwrap_err().reason, Reason::Unavailable);
+    }
+}

@@ -50,8 +50,8 @@ pub enum Stuck {
     },
 }
 
-/// Beats come every second; this many may be late before a stage counts as silent.
-const LATE_BEATS: Duration = Duration::from_secs(3);
+/// Beats come every second; a busy machine may be late with them before a stage counts as silent.
+const LATE_BEATS: Duration = Duration::from_secs(10);
 
 impl Beats {
     /// Of an epoch that begins now.
@@ -106,7 +106,7 @@ impl Beats {
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(5);
+    const LIMIT: Duration = Duration::from_secs(12);
 
     fn beat(layers_done: u64, working: bool) -> Beat {
         Beat { layers_done, working, draining: false }
@@ -122,14 +122,12 @@ mod tests {
             beats.beat(1, &beat(second, true), at(second));
             assert_eq!(beats.check(None, at(second)), Ok(()));
         }
-        for second in 20..24 {
+        for second in 20..31 {
             beats.beat(0, &beat(7, false), at(second));
             beats.beat(1, &beat(19, true), at(second));
+            assert_eq!(beats.check(None, at(second)), Ok(()));
         }
-        assert_eq!(beats.check(None, at(23)), Ok(()));
-        beats.beat(0, &beat(7, false), at(24));
-        beats.beat(1, &beat(19, true), at(24));
-        assert_eq!(beats.check(None, at(24)), Err(Stuck::Layer { stage: 1, limit: LIMIT }));
+        assert_eq!(beats.check(None, at(31)), Err(Stuck::Layer { stage: 1, limit: LIMIT }));
     }
 
     #[test]
@@ -145,11 +143,11 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut beats = Beats::new(1, LIMIT, start);
-        for second in 1..6 {
+        for second in 1..13 {
             beats.beat(0, &beat(7, false), at(second));
         }
-        assert_eq!(beats.check(None, at(6)), Ok(()));
-        assert_eq!(beats.check(Some(at(2)), at(6)), Ok(()));
-        assert_eq!(beats.check(Some(start), at(6)), Err(Stuck::Lost { limit: LIMIT }));
+        assert_eq!(beats.check(None, at(13)), Ok(()));
+        assert_eq!(beats.check(Some(at(2)), at(13)), Ok(()));
+        assert_eq!(beats.check(Some(start), at(13)), Err(Stuck::Lost { limit: LIMIT }));
     }
 }

@@ -44,6 +44,8 @@ pub struct Capacity {
     pub logits_slots: u32,
     /// F: P + 2 (2 for one stage), within what every shard has memory for.
     pub steps_in_flight: u32,
+    /// Positions of the longest sequence.
+    pub positions: u32,
 }
 
 impl Pipeline {
@@ -88,6 +90,7 @@ impl Pipeline {
             evidence_rows: least(|shard| shard.max_evidence_rows),
             logits_slots: self.members.last().map_or(0, |last| last.description.logits_slots),
             steps_in_flight: wanted.min(least(|shard| shard.max_steps_in_flight)),
+            positions: least(|shard| shard.model.as_ref().map_or(0, |model| model.max_positions)),
         }
     }
 
@@ -178,15 +181,10 @@ fn model_line(model: Option<&ModelSpec>) -> String {
     model.map_or_else(
         || "none".to_owned(),
         |model| {
-            format!(
-                "{} (layers {}, hidden {}, vocabulary {}, positions {}, rope base length {})",
-                model.family,
-                model.layers,
-                model.hidden,
-                model.vocab_size,
-                model.max_positions,
-                model.rope_base_length
-            )
+            let ModelSpec { family, layers, hidden, vocab_size, rope_base_length, .. } = model;
+            // A shard may be told to allow fewer positions than another; the least counts.
+            let sizes = format!("layers {layers}, hidden {hidden}, vocabulary {vocab_size}");
+            format!("{family} ({sizes}, rope base length {rope_base_length})")
         },
     )
 }
@@ -238,6 +236,7 @@ fn nothing(member: &Member) -> Option<Mismatch> {
     let last = shard.stage + 1 == shard.stages;
     let offers = [
         ("layers", shard.end_layer.saturating_sub(shard.first_layer)),
+        ("positions", shard.model.as_ref().map_or(0, |model| model.max_positions)),
         ("vocabulary", shard.model.as_ref().map_or(0, |model| model.vocab_size)),
         ("KV blocks", shard.kv_blocks),
         ("rows in a step", shard.max_rows),

@@ -66,7 +66,7 @@ pub struct DriverSettings {
     pub shards: Vec<String>,
     /// Whether to take the pipeline from another driver, once.
     pub take_over: bool,
-    /// The longest prompt plus answer; the model's number of positions unless set.
+    /// The longest prompt plus answer; what the shards allow unless set.
     pub max_context: Option<u32>,
     /// What may wait.
     pub queue: QueueLimits,

@@ -93,7 +93,7 @@ impl Runner {
             evidence_rows: capacity.evidence_rows,
             logits_slots: capacity.logits_slots,
             steps_in_flight: capacity.steps_in_flight,
-            max_context: self.desk.settings.max_context.unwrap_or(pipeline.model.max_positions),
+            max_context: self.desk.settings.max_context.unwrap_or(u32::MAX).min(capacity.positions),
         };
         self.desk.begin(limits);
         PipelineInfo {

@@ -148,10 +148,12 @@ async fn errors_have_the_dialects_shape_and_name_the_field() {
         assert_eq!(body["error"]["param"], param, "{change}: {body}");
         assert_eq!(body["error"]["type"], "invalid_request_error", "{body}");
     }
-    for body in ["", "[]", "{\"messages\":"] {
+    let endless = " ".repeat(9 << 20);
+    for body in ["", "[]", "{\"messages\":", &endless] {
         let url = sandbox.url("/v1/chat/completions");
-        let response = reqwest::Client::new().post(url).body(body).send().await.unwrap();
-        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{body}");
+        let response = reqwest::Client::new().post(url).body(body.to_owned()).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(response.json::<Value>().await.unwrap()["error"]["param"], "body");
     }
     let response = reqwest::get(sandbox.url("/v1/nothing")).await.unwrap();
     assert_eq!(response.status(), StatusCode::NOT_FOUND);

@@ -52,7 +52,8 @@ async fn shards_may_be_configured_and_started_in_any_order() {
 
 #[tokio::test]
 async fn shards_that_disagree_end_the_gateway_with_every_mistake() {
-    let cases: [(&str, fn(&mut DescribeResponse)); 5] = [
+    type Change = fn(&mut DescribeResponse);
+    let cases: [(&str, Change); 5] = [
         ("checkpoint id", |shard| shard.checkpoint_id = shard.stage.to_string()),
         ("compute type", |shard| shard.compute = 1 + shard.stage as i32),
         ("instruction path", |shard| shard.path = shard.stage.to_string()),

@@ -20,6 +20,7 @@ fn members(ends: &[u32]) -> Vec<Member> {
                 model: Some(ModelSpec {
                     layers: ends[ends.len() - 1],
                     vocab_size: 10,
+                    max_positions: 90 - stage,
                     ..ModelSpec::default()
                 }),
                 checkpoint_id: "id".to_owned(),
@@ -53,7 +54,14 @@ fn a_whole_pipeline_passes_in_any_order() {
     let pipeline = Pipeline::check(shuffled).unwrap();
     assert_eq!(pipeline.members, whole);
     assert_eq!(pipeline.checkpoint_id, "id");
-    let capacity = Capacity { blocks: 100, rows: 48, evidence_rows: 8, logits_slots: 42, steps_in_flight: 5 };
+    let capacity = Capacity {
+        blocks: 100,
+        rows: 48,
+        evidence_rows: 8,
+        logits_slots: 42,
+        steps_in_flight: 5,
+        positions: 88,
+    };
     assert_eq!(pipeline.capacity(), capacity);
     assert_eq!(Pipeline::check(members(&[3])).unwrap().capacity().steps_in_flight, 2);
 }
