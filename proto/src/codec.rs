@@ -49,7 +49,9 @@ impl<U: Message + Default> Decoder for StrictDecoder<U> {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         self.inner.decode(buffer).map_err(|status| match status.code() {
-            Code::Internal => Status::invalid_argument(format!("message does not decode: {}", status.message())),
+            Code::Internal => {
+                Status::invalid_argument(format!("message does not decode: {}", status.message()))
+            }
             _ => status,
         })
     }

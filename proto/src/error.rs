@@ -129,7 +129,12 @@ impl From<Status> for Failure {
             .and_then(|bad| bad.field_violations.first())
             .map(|violation| violation.field.clone());
         let retry_after = details.retry_info().and_then(|info| info.retry_delay);
-        Self { reason: Reason::from_code(status.code()), message: status.message().to_owned(), field, retry_after }
+        Self {
+            reason: Reason::from_code(status.code()),
+            message: status.message().to_owned(),
+            field,
+            retry_after,
+        }
     }
 }
 

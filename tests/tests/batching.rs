@@ -42,12 +42,8 @@ fn of_kind(kind: u64, id: &str, prompt: &[u32], tokens: u32) -> GenerateRequest 
             request(id, prompt, tokens, penalties)
         }
         2 => {
-            let nucleus = Sampling {
-                temperature: Some(0.8),
-                top_k: Some(20),
-                top_p: Some(0.9),
-                ..Sampling::default()
-            };
+            let nucleus =
+                Sampling { temperature: Some(0.8), top_k: Some(20), top_p: Some(0.9), ..Sampling::default() };
             request(id, prompt, tokens, nucleus)
         }
         // No certificate without truncation: such rows are sometimes fetched whole.

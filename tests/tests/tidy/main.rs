@@ -48,7 +48,9 @@ fn files_are_short() {
 fn names_say_something() {
     let empty = tree()
         .into_iter()
-        .filter(|path| path.split('/').any(|part| EMPTY_NAMES.contains(&part.split('.').next().unwrap_or(part))))
+        .filter(|path| {
+            path.split('/').any(|part| EMPTY_NAMES.contains(&part.split('.').next().unwrap_or(part)))
+        })
         .collect();
     assert_none("no file or folder is a dumping ground", empty);
 }
@@ -68,7 +70,9 @@ fn unsafe_stands_where_it_may() {
     let offences = sources()
         .iter()
         .filter(|source| !may_be_unsafe(&source.path))
-        .flat_map(|source| source.lines_with(|code| has_word(code, "unsafe") || has_word(code, "unsafe_code")))
+        .flat_map(|source| {
+            source.lines_with(|code| has_word(code, "unsafe") || has_word(code, "unsafe_code"))
+        })
         .collect();
     assert_none("unsafe code only in tensor and in the memory map of model/weights", offences);
 }
@@ -95,7 +99,10 @@ fn lints_are_not_switched_off() {
             })
         })
         .collect();
-    assert_none("a proven `expect` is marked #[expect(clippy::expect_used, reason)]; the rest is not waived", offences);
+    assert_none(
+        "a proven `expect` is marked #[expect(clippy::expect_used, reason)]; the rest is not waived",
+        offences,
+    );
 }
 
 #[test]
@@ -117,7 +124,9 @@ fn channels_are_bounded() {
         .filter(|source| !source.is_test())
         .flat_map(|source| {
             source.lines_with(|code| {
-                ["unbounded", "mpsc::channel()", "mpsc::channel::<()>()"].iter().any(|word| code.contains(word))
+                ["unbounded", "mpsc::channel()", "mpsc::channel::<()>()"]
+                    .iter()
+                    .any(|word| code.contains(word))
             })
         })
         .collect();
@@ -127,23 +136,14 @@ fn channels_are_bounded() {
 /// Invariant 4 of the design.
 #[test]
 fn the_brain_is_pure() {
-    const IMPURE: [&str; 11] = [
-        "async",
-        "await",
-        "tokio",
-        "Instant",
-        "SystemTime",
-        "thread",
-        "fs",
-        "net",
-        "env",
-        "rand",
-        "process",
-    ];
+    const IMPURE: [&str; 11] =
+        ["async", "await", "tokio", "Instant", "SystemTime", "thread", "fs", "net", "env", "rand", "process"];
     let offences = sources()
         .iter()
         .filter(|source| !source.is_test())
-        .filter(|source| ["gateway/src/scheduler", "gateway/src/sampler"].iter().any(|dir| source.path.starts_with(dir)))
+        .filter(|source| {
+            ["gateway/src/scheduler", "gateway/src/sampler"].iter().any(|dir| source.path.starts_with(dir))
+        })
         .flat_map(|source| source.lines_with(|code| IMPURE.iter().any(|word| has_word(code, word))))
         .collect();
     assert_none("scheduler and sampler have no async, clock, I/O or global randomness", offences);

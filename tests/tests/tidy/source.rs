@@ -25,7 +25,9 @@ pub fn tree() -> Vec<String> {
             if entry.file_type().expect("an entry has a type").is_dir() {
                 walk(&path, root, files);
             } else {
-                files.push(path.strip_prefix(root).expect("below the root").to_string_lossy().replace('\\', "/"));
+                files.push(
+                    path.strip_prefix(root).expect("below the root").to_string_lossy().replace('\\', "/"),
+                );
             }
         }
     }
