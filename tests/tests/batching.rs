@@ -1,5 +1,7 @@
 //! Many requests at once: each answer is the one that its request gets alone, bit for bit.
 
+#![allow(clippy::expect_used, reason = "a test that cannot go on should stop and say where")]
+
 use asterism_proto::v1::{GenerateRequest, Sampling};
 use asterism_shard::ComputeType;
 use asterism_tests::answer::{self, greedy, request};

@@ -1,5 +1,7 @@
 //! The golden answers through a real gateway and real shards.
 
+#![allow(clippy::expect_used, reason = "a test that cannot go on should stop and say where")]
+
 use asterism_proto::v1::Sampling;
 use asterism_shard::ComputeType;
 use asterism_tests::answer::{greedy, layers, request};

@@ -122,8 +122,8 @@ fn skippable(text: &str, before: Option<char>) -> usize {
             return text[body..].find(&end).map_or(text.len(), |at| body + at + end.len());
         }
     }
-    if text.starts_with('\'') {
-        let mut chars = text[1..].chars();
+    if let Some(rest) = text.strip_prefix('\'') {
+        let mut chars = rest.chars();
         return match (chars.next(), chars.next()) {
             (Some('\\'), _) => quoted(text, 1, '\''),
             (Some(c), Some('\'')) => 2 + c.len_utf8(),
