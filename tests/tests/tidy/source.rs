@@ -48,14 +48,14 @@ pub struct Source {
     pub path: String,
     /// As written.
     pub text: String,
-    /// Line for line as `text`, with comments and the insides of strings and characters left out.
+    /// Line for line as `text`; comments, what stands in quotes, and modules of tests are left out.
     code: String,
 }
 
 impl Source {
     /// From a text.
     pub fn new(path: &str, text: &str) -> Self {
-        Self { path: path.to_owned(), text: text.to_owned(), code: bare_code(text) }
+        Self { path: path.to_owned(), text: text.to_owned(), code: without_tests(&bare_code(text)) }
     }
 
     /// Whether all of it is test code, as its place tells.
@@ -64,10 +64,9 @@ impl Source {
             || self.path.ends_with("_tests.rs")
     }
 
-    /// The lines whose code outside `#[cfg(test)]` modules satisfies `offends`, as `path:line: text`.
+    /// The lines whose code satisfies `offends`, as `path:line: text`.
     pub fn lines_with(&self, offends: impl Fn(&str) -> bool) -> Vec<String> {
-        let before_tests = self.code.find("#[cfg(test)]\nmod ").unwrap_or(self.code.len());
-        self.report(&self.code[..before_tests], offends)
+        self.report(&self.code, offends)
     }
 
     /// The lines that satisfy `offends` as written, comments included.
@@ -83,6 +82,20 @@ impl Source {
             .map(|(index, (_, written))| format!("{}:{}: {}", self.path, index + 1, written.trim()))
             .collect()
     }
+}
+
+/// Blanks the modules of tests within a file, as rustfmt writes them: they end at the next brace that begins a line.
+fn without_tests(code: &str) -> String {
+    let mut within = false;
+    let mut lines = code.split_inclusive('\n').peekable();
+    let mut kept = String::with_capacity(code.len());
+    while let Some(line) = lines.next() {
+        let begins = |next: &&str| next.starts_with("mod ") && next.trim_end().ends_with('{');
+        within |= line.starts_with("#[cfg(test)]") && lines.peek().is_some_and(begins);
+        kept.push_str(if within { "\n" } else { line });
+        within &= !line.starts_with('}');
+    }
+    kept
 }
 
 /// Leaves out comments and what stands in quotes; keeps line ends, so that line numbers stay.

@@ -10,9 +10,13 @@ async fn said(arguments: &[&str]) -> String {
 
 #[tokio::test]
 async fn all_mistakes_of_a_configuration_are_told_at_once() {
-    let wrong = ["gateway", "--model", "/no/such/model", "--shards", "nowhere", "--listen", "here"];
+    let error = said(&["shard", "--stage", "first", "--memory", "much", "--listen", "here"]).await;
+    for named in ["model is not set", "first", "much", "here"] {
+        assert!(error.contains(named), "{named}: {error}");
+    }
+    let wrong = ["gateway", "--model", "/no/such/model", "--shards", "nowhere", "--max-context", "0"];
     let error = said(&wrong).await;
-    for named in ["/no/such/model", "nowhere", "here"] {
+    for named in ["/no/such/model", "nowhere", "max_context"] {
         assert!(error.contains(named), "{named}: {error}");
     }
 }

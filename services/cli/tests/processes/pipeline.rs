@@ -42,8 +42,8 @@ async fn three_processes_answer_as_the_golden_does() {
 async fn a_gateway_waits_for_its_shards() {
     let golden = Golden::tiny();
     let (first, first_address) = shard(golden.model(), 0, 2).await;
-    // Reserved but not served yet.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    // Nobody serves there yet, and all else that asks for a free port asks for one of 127.0.0.1.
+    let free = std::net::TcpListener::bind("127.0.0.2:0").expect("a free port");
     let second_address = free.local_addr().expect("an address").to_string();
     drop(free);
     let shards = format!("{first_address},{second_address}");
