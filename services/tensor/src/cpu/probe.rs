@@ -48,7 +48,7 @@ fn read(pool: &Pool, isa: Isa, bytes: usize) -> Result<f64, TensorError> {
     // Pages that were never written may all be one page of zeros.
     area.as_mut_slice::<u64>().fill(0x5555);
     let lines = area.as_slice::<u64>().as_chunks().0;
-    let best = [0, 2 << 10, 8 << 10].map(|ahead| {
+    let best = [0, 3 << 10, 8 << 10].map(|ahead| {
         best(|| {
             pool.run(&|worker| {
                 black_box(sum(isa, &lines[worker.share(lines.len())], ahead));
