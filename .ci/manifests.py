@@ -43,7 +43,7 @@ for index, stage in enumerate(stages):
     ports.append(port)
     check(flags(stage)["stage"] == str(index), f"{stage['name']} is given stage {flags(stage)['stage']}")
     check(flags(stage)["listen"] == f"0.0.0.0:{port}", f"{stage['name']} listens elsewhere than on its port {port}")
-    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+    for probe in ("livenessProbe", "readinessProbe"):
         check(stage[probe]["grpc"]["port"] == port, f"{stage['name']}: {probe} asks another port than {port}")
 check([port["port"] for port in headless["ports"]] == ports, "the Service's ports are not the stages'")
 addresses = [f"asterism-pipeline:{port}" for port in ports]

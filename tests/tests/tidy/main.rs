@@ -194,7 +194,10 @@ fn words_are_whole() {
 fn modules_of_tests_are_left_out() {
     let text = "a();\n#[cfg(test)]\nmod tests;\nb();\n#[cfg(test)]\nmod more {\n    c();\n}\nd();\n";
     let source = Source::new("x.rs", text);
-    assert_eq!(source.lines_with(|code| code.contains("();")), ["x.rs:1: a();", "x.rs:4: b();", "x.rs:9: d();"]);
+    assert_eq!(
+        source.lines_with(|code| code.contains("();")),
+        ["x.rs:1: a();", "x.rs:4: b();", "x.rs:9: d();"]
+    );
 }
 
 #[test]
