@@ -51,19 +51,10 @@ pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let speeds = tokio::task::spawn_blocking(move || local::measure(&model, compute, threads)).await??;
         print!("{speeds}");
     }
-    println!("\nshards   decode through sockets, one thread each");
-    let mut alone = Duration::ZERO;
-    for shards in [NonZeroUsize::MIN, TWO] {
-        let each = pipeline::measure(&model, arguments.compute, shards).await?;
-        let milliseconds = each.as_secs_f64() * 1e3;
-        if shards == NonZeroUsize::MIN {
-            alone = each;
-            println!("{shards:<7}  {milliseconds:.3} ms/token");
-        } else {
-            let added = milliseconds - alone.as_secs_f64() * 1e3;
-            println!("{shards:<7}  {milliseconds:.3} ms/token, {added:+.3} ms by the second shard");
-        }
-    }
+    println!("\nshards   decode through a gateway and sockets, one thread each");
+    let [one, two] = pipeline::measure(&model, arguments.compute).await?.map(|time| time.as_secs_f64() * 1e3);
+    println!("1        {one:.3} ms/token");
+    println!("2        {two:.3} ms/token: {:+.3} ms by the second shard", two - one);
     Ok(())
 }
 

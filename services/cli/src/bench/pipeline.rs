@@ -13,31 +13,50 @@ use asterism_proto::v1::{GenerateRequest, Sampling, Stopping, TokenIds};
 use asterism_shard::ComputeType;
 use tonic::transport::Channel;
 
-use super::{ROUNDS, median};
+use super::{ROUNDS, TWO, median};
 use crate::system::{Plan, System};
 
 /// Tokens of one answer.
 const ANSWER: u32 = 128;
 
-/// The time of one decoded token with the model split over `shards` shards of one thread each.
-pub async fn measure(
-    model: &Path,
-    compute: ComputeType,
-    shards: NonZeroUsize,
-) -> Result<Duration, Box<dyn Error>> {
-    let plan = Plan { compute, threads: Some(NonZeroUsize::MIN), ..Plan::new(model, shards) };
-    let system = System::start(&plan).await?;
-    system.ready().await;
-    let channel = channel::endpoint(&system.grpc().to_string(), Traffic::Public)?.connect().await?;
-    let mut client = InferenceClient::new(channel);
-    answer(&mut client).await?;
-    let mut times = Vec::new();
+/// The time of one decoded token with the model on one shard, and split over two; each shard has one thread.
+///
+/// Both systems are there at once and answer in turns, so that whatever else the machine does falls on both.
+pub async fn measure(model: &Path, compute: ComputeType) -> Result<[Duration; 2], Box<dyn Error>> {
+    let [mut one, mut two] = [
+        Measured::start(model, compute, NonZeroUsize::MIN).await?,
+        Measured::start(model, compute, TWO).await?,
+    ];
     for _ in 0..ROUNDS {
-        times.push(answer(&mut client).await?);
+        one.times.push(answer(&mut one.client).await?);
+        two.times.push(answer(&mut two.client).await?);
     }
-    drop(client);
-    system.until(std::future::ready(())).await?;
-    Ok(median(times))
+    Ok([one.finish().await?, two.finish().await?])
+}
+
+struct Measured {
+    system: System,
+    client: InferenceClient<Channel>,
+    times: Vec<Duration>,
+}
+
+impl Measured {
+    async fn start(model: &Path, compute: ComputeType, shards: NonZeroUsize) -> Result<Self, Box<dyn Error>> {
+        let plan = Plan { compute, threads: Some(NonZeroUsize::MIN), ..Plan::new(model, shards) };
+        let system = System::start(&plan).await?;
+        system.ready().await;
+        let channel = channel::endpoint(&system.grpc().to_string(), Traffic::Public)?.connect().await?;
+        let mut client = InferenceClient::new(channel);
+        // Once without a clock: pages are touched, the planner has seen how long a step takes.
+        answer(&mut client).await?;
+        Ok(Self { system, client, times: Vec::new() })
+    }
+
+    async fn finish(self) -> Result<Duration, Box<dyn Error>> {
+        drop(self.client);
+        self.system.until(std::future::ready(())).await?;
+        Ok(median(self.times))
+    }
 }
 
 /// The time of a token within one greedy answer, the first excepted.

@@ -134,7 +134,8 @@ unsafe fn columns<W: Weights, const R: usize, const E: usize, const P: usize>(ti
         for pair in 0..tile.inputs / 2 {
             let weights = tile.weights.add(pair * W::BYTES);
             for line in 0..P {
-                _mm_prefetch::<_MM_HINT_T1>(tile.ahead.wrapping_add((pair * P + line) * 64).cast());
+                let line = if P == 1 { pair >> tile.halving } else { pair * P + line };
+                _mm_prefetch::<_MM_HINT_T1>(tile.ahead.wrapping_add(line * 64).cast());
             }
             let x = tile.x.cast::<f32>().add(2 * pair);
             for half in 0..2 {

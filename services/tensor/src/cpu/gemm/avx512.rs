@@ -195,12 +195,12 @@ unsafe fn store<const R: usize>(tile: &Tile, sums: &[[__m512; 2]; R]) {
     }
 }
 
-/// Fetches the pair's `P` lines into L2.
+/// Fetches the pair's lines of weights into L2, see [`Prefetch`](super::kernel::Prefetch).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn prefetch<const P: usize>(tile: &Tile, pair: usize) {
     for line in 0..P {
-        let address = tile.ahead.wrapping_add((pair * P + line) * 64);
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+        let line = if P == 1 { pair >> tile.halving } else { pair * P + line };
+        _mm_prefetch::<_MM_HINT_T1>(tile.ahead.wrapping_add(line * 64).cast());
     }
 }

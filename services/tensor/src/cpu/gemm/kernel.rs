@@ -30,6 +30,8 @@ pub struct Tile {
     pub first: bool,
     /// Where prefetching of weights begins.
     pub ahead: *const u8,
+    /// 1 where [`Prefetch::One`] means one line for two pairs.
+    pub halving: u32,
     /// The tile's first output: what will be written is fetched while it is computed.
     pub place: Place,
     /// Outputs from one row to the next.

@@ -69,6 +69,13 @@ struct Pass {
     column: usize,
 }
 
+/// What a tile prefetches.
+struct Fetch {
+    lines: Prefetch,
+    from: *const u8,
+    halving: u32,
+}
+
 /// A tile's or several tiles' accumulators, `[rows, PANEL]`.
 #[repr(align(64))]
 struct Accumulators([f32; TILES * ROWS * PANEL]);
@@ -126,7 +133,7 @@ impl<'a> Plan<'a> {
     /// One tile, one panel, one block of K.
     fn multiply(&self, tile: usize, pass: &Pass, k: usize, accumulators: *mut f32) {
         let (row, rows) = (self.row(tile), self.height + usize::from(tile < self.longer));
-        let (prefetch, ahead) = self.prefetch(tile - pass.tiles.start, pass);
+        let fetch = self.fetch(tile - pass.tiles.start, pass);
         let block = k * PANEL * self.matrix.stored().bytes();
         let (place, stride) = self.place(row, pass.column);
         let tile = Tile {
@@ -136,7 +143,8 @@ impl<'a> Plan<'a> {
             inputs: K_BLOCK.min(self.matrix.inputs() - k),
             accumulators,
             first: k == 0,
-            ahead: ahead.wrapping_add(block),
+            ahead: fetch.from.wrapping_add(block),
+            halving: fetch.halving,
             place,
             stride,
         };
@@ -144,24 +152,29 @@ impl<'a> Plan<'a> {
         // activations. From `k`, which is even, on, `x` has `rows` rows of `inputs` elements (padded to an
         // even number where they are pairs) and the panel as many rows of weights; the accumulators have
         // `rows` rows.
-        unsafe { self.kernels.multiply(rows, prefetch)(&tile) }
+        unsafe { self.kernels.multiply(rows, fetch.lines)(&tile) }
     }
 
-    /// What the pass' `nth` tile fetches. A lone tile runs ahead in its own stream, unless it has but one row of pairs:
-    /// that the hardware does best. Of several tiles, which dwell on one panel, the first fetch the next.
-    fn prefetch(&self, nth: usize, pass: &Pass) -> (Prefetch, *const u8) {
+    /// What the pass' `nth` tile fetches. A lone tile runs ahead in its own stream, unless it has but one row
+    /// of pairs: that the hardware does best. Of several tiles, which dwell on one panel, the first fetch the
+    /// next, each a part, and with fewer lines at a time where there are enough of them.
+    fn fetch(&self, nth: usize, pass: &Pass) -> Fetch {
         if self.tiles == 1 {
-            let prefetch = if self.height == 1 && self.kernels.dp { Prefetch::None } else { Prefetch::All };
-            return (prefetch, pass.weights.wrapping_add(self.path.ahead));
+            let lines = if self.height == 1 && self.kernels.dp { Prefetch::None } else { Prefetch::All };
+            return Fetch { lines, from: pass.weights.wrapping_add(self.path.ahead), halving: 0 };
         }
         let lines = 2 * PANEL * self.matrix.stored().bytes() / 64;
+        let halving = u32::from(self.tiles >= 2 * lines);
         match pass.next {
-            Some(next) if self.tiles >= lines && nth < lines => {
-                let part = self.matrix.inputs().min(K_BLOCK).div_ceil(2) * 64;
-                (Prefetch::One, next.wrapping_add(nth * part))
+            Some(next) if self.tiles >= lines && nth < lines << halving => {
+                let pairs = self.matrix.inputs().min(K_BLOCK).div_ceil(2);
+                let from = next.wrapping_add(nth * (pairs >> halving) * 64);
+                Fetch { lines: Prefetch::One, from, halving }
             }
-            Some(next) if self.tiles < lines && nth == 0 => (Prefetch::All, next),
-            _ => (Prefetch::None, pass.weights),
+            Some(next) if self.tiles < lines && nth == 0 => {
+                Fetch { lines: Prefetch::All, from: next, halving }
+            }
+            _ => Fetch { lines: Prefetch::None, from: pass.weights, halving },
         }
     }
 
