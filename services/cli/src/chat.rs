@@ -75,6 +75,10 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, ChatError> {
         }
         lines.ready();
     }
+    if interactive {
+        // The prompt's line.
+        eprintln!();
+    }
     Ok(ExitCode::SUCCESS)
 }
 
