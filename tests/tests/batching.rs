@@ -71,7 +71,7 @@ async fn sixteen_at_once(compute: ComputeType) {
     }
     let evidence = alone.take_evidence();
     drop(alone);
-    for (shards, threads) in [(1, 2), (2, 1), (3, 2)] {
+    for (shards, threads) in [(1, 2), (2, 1), (3, 2), (6, 1)] {
         let cluster = Cluster::start(setup(shards, threads)).await;
         let client = cluster.client().await;
         let one = |n| {

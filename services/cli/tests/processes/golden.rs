@@ -42,21 +42,32 @@ impl Golden {
 
     fn demo(model: PathBuf) -> Self {
         let items = read(&root().join("demo-smollm2/golden.json"));
-        let items = items["items"].as_array().expect("a list of chats").iter().take(3);
-        let answers = items.map(|item| answer(item, &item["greedy_ids"], 0)).collect();
+        let items = items["items"].as_array().expect("a list of chats").iter();
+        let answers = items.map(answer).collect();
         Self { model, repetition_penalty: 1.0, answers }
     }
 
-    /// The answers of a checkpoint of 4 layers with the real tokenizer.
+    /// The answers of a tiny checkpoint that every copy of the golden data has. It has no tokenizer.
     pub fn tiny() -> Self {
-        let chat = root().join("chat");
-        let name = std::fs::read_to_string(chat.join("checkpoint")).expect("the name of a checkpoint");
-        let calls = read(&chat.join("chat_52b.json"));
-        let calls =
-            calls.as_array().expect("a list of calls").iter().filter(|call| call.get("error").is_none());
-        let answers =
-            calls.map(|call| answer(call, &call["output_ids"], ids(&call["prompt_ids"]).len())).collect();
-        Self { model: root().join(name.trim()), repetition_penalty: 1.02, answers }
+        let model = root().join("tiny-52b");
+        let cases = read(&model.join("goldens/prefill.json"));
+        let cases =
+            cases.as_array().expect("a list of cases").iter().filter(|case| case.get("input_ids").is_some());
+        let answers = cases.map(|case| {
+            let steps = case["greedy_rp1.02"].as_array().expect("greedy steps");
+            let sure =
+                steps.iter().take_while(|step| step["margin"].as_f64().is_some_and(|margin| margin > SURE));
+            let ids_drawn =
+                sure.map(|step| serde_json::from_value(step["token"].clone()).expect("a token id"));
+            Answer { prompt: ids(&case["input_ids"]), ids: ids_drawn.collect() }
+        });
+        let answers = answers.collect();
+        Self { model, repetition_penalty: 1.02, answers }
+    }
+
+    /// Whether the model speaks text, not only token ids.
+    pub fn speaks(&self) -> bool {
+        self.model.join("tokenizer.json").is_file()
     }
 
     /// The model's folder as an argument.
@@ -76,12 +87,14 @@ pub fn root() -> PathBuf {
     }
 }
 
-/// The first `skip` ids of `whole` are the prompt's.
-fn answer(item: &Value, whole: &Value, skip: usize) -> Answer {
+fn answer(item: &Value) -> Answer {
     let margins = item["margins"].as_array().expect("margins");
     let sure =
         margins.iter().take_while(|margin| margin.as_f64().is_some_and(|margin| margin > SURE)).count();
-    Answer { prompt: ids(&item["prompt_ids"]), ids: ids(whole).into_iter().skip(skip).take(sure).collect() }
+    Answer {
+        prompt: ids(&item["prompt_ids"]),
+        ids: ids(&item["greedy_ids"]).into_iter().take(sure).collect(),
+    }
 }
 
 fn ids(list: &Value) -> Vec<u32> {
