@@ -28,20 +28,22 @@ pub struct Answer {
 impl Golden {
     /// The answers of the demo model where it has been pulled; else, said aloud, those of a tiny checkpoint.
     pub fn demo_or_tiny() -> Self {
+        let goldens = root().join("demo-smollm2/golden.json");
         let demo = asterism_model::manifest::demo_folder().filter(|folder| folder.is_dir());
         match demo {
-            Some(model) => Self::demo(model),
-            None => {
-                println!(
-                    "SKIPPED: the demo model's answers (run `asterism pull demo`); a tiny checkpoint stands in"
-                );
-                Self::tiny()
-            }
+            Some(model) if goldens.is_file() => Self::demo(model, &goldens),
+            Some(_) => Self::stand_in(&format!("{} is not there", goldens.display())),
+            None => Self::stand_in("it has not been pulled (`asterism pull demo`)"),
         }
     }
 
-    fn demo(model: PathBuf) -> Self {
-        let items = read(&root().join("demo-smollm2/golden.json"));
+    fn stand_in(why: &str) -> Self {
+        println!("SKIPPED: the demo model's answers: {why}; a tiny checkpoint stands in");
+        Self::tiny()
+    }
+
+    fn demo(model: PathBuf, goldens: &Path) -> Self {
+        let items = read(goldens);
         let items = items["items"].as_array().expect("a list of chats").iter();
         let answers = items.map(answer).collect();
         Self { model, repetition_penalty: 1.0, answers }
