@@ -157,6 +157,11 @@ fn spawn_device(
             checkpoint = info.checkpoint_id,
             "loaded"
         );
+        let pool = info.kv_blocks * asterism_tensor::BLOCK_ROWS;
+        if pool < info.max_context {
+            let longest = info.max_context;
+            tracing::warn!(pool, longest, "the KV pool holds fewer tokens than the longest sequence has");
+        }
         let room = describe::room(info, logits_slots);
         let (commands, queue) = mpsc::channel::<Command>(COMMAND_QUEUE);
         let description = describe::describe(&config, info, logits_slots);
