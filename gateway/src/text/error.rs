@@ -27,7 +27,7 @@ pub enum TextError {
         /// What was wrong, with the place where it is known.
         message: String,
     },
-    /// A file is sound but asks for something that is not implemented.
+    /// A file is sound but asks for a kind of tokenizer or template that this gateway cannot reproduce exactly, so it is refused.
     #[error("{} is not supported: {message}", path.display())]
     Unsupported {
         /// The file.
