@@ -3,9 +3,11 @@
 use std::num::NonZeroUsize;
 
 use crate::cpu::{Cpu, probe};
+use crate::cuda::{Counters, Cuda, CudaLimits, CudaOptions, Graphs};
+use crate::rows::check_spans;
 use crate::{
-    Compute, Dtype, Embedding, Isa, KvPool, KvSpec, Limits, Matrix, MatrixBuilder, RopeTable, RopeTables,
-    Tensor, TensorError, Vector,
+    AttnSpan, Compute, Dtype, Embedding, Indices, Isa, KvPool, KvSpec, Limits, Matrix, MatrixBuilder, RopeTable,
+    RopeTables, Rows, RowsRoom, Tensor, TensorError, Vector,
 };
 
 /// A device, and the threads or streams that belong to it. Operations on it are in [`crate::ops`].
@@ -13,6 +15,8 @@ use crate::{
 pub enum Device {
     /// This processor.
     Cpu(Cpu),
+    /// An NVIDIA card.
+    Cuda(Box<Cuda>),
 }
 
 /// How to use this processor.
@@ -37,19 +41,51 @@ impl Device {
         Cpu::new(options).map(Device::Cpu)
     }
 
+    /// A card, with its kernels compiled.
+    pub fn cuda(options: CudaOptions) -> Result<Device, TensorError> {
+        Ok(Device::Cuda(Box::new(Cuda::new(options)?)))
+    }
+
     /// The device in words, for logs and `Describe`.
     pub fn describe(&self) -> String {
         match self {
             Device::Cpu(cpu) => cpu.describe(),
+            Device::Cuda(cuda) => cuda.describe(),
+        }
+    }
+
+    /// Bytes of its own memory, free and in all; `None` where that is the host's.
+    pub fn memory(&self) -> Result<Option<(u64, u64)>, TensorError> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            Device::Cuda(cuda) => cuda.card().memory().map(Some),
+        }
+    }
+
+    /// What it did so far; `None` on the CPU.
+    pub fn counters(&self) -> Option<Counters> {
+        match self {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => Some(cuda.card().counters()),
+        }
+    }
+
+    /// Waits until all work is done, and tells what failed since the last wait.
+    pub fn synchronize(&self) -> Result<(), TensorError> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.card().compute.synchronize(),
         }
     }
 
     /// Which of several instruction paths with slightly different numbers computes: `dp` or `fma` for bf16,
-    /// and nothing for f32, which has one on every processor.
-    pub fn path(&self, compute: Compute) -> &'static str {
+    /// nothing for f32,
+    /// which has one on every processor; the card's model and build on CUDA.
+    pub fn path(&self, compute: Compute) -> String {
         match (self, compute) {
-            (_, Compute::F32) => "",
-            (Device::Cpu(cpu), Compute::Bf16) => cpu.bf16_path(),
+            (Device::Cuda(cuda), _) => cuda.path(),
+            (Device::Cpu(_), Compute::F32) => String::new(),
+            (Device::Cpu(cpu), Compute::Bf16) => cpu.bf16_path().to_owned(),
         }
     }
 
@@ -57,6 +93,7 @@ impl Device {
     pub fn tensor(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Tensor, TensorError> {
         match self {
             Device::Cpu(_) => Tensor::new(dtype, rows, cols),
+            Device::Cuda(cuda) => cuda.tensor(dtype, rows, cols),
         }
     }
 
@@ -64,13 +101,15 @@ impl Device {
     pub fn vector(&self, dtype: Dtype, bytes: &[u8], compute: Compute) -> Result<Vector, TensorError> {
         match self {
             Device::Cpu(_) => Vector::from_bytes(dtype, bytes, compute),
+            Device::Cuda(cuda) => Vector::from_bytes(dtype, bytes, compute)?.on_card(cuda.card().context()),
         }
     }
 
     /// Packs the weights that `builder` has collected, on all threads.
     pub fn matrix(&self, builder: MatrixBuilder<'_>) -> Result<Matrix, TensorError> {
         match self {
-            Device::Cpu(cpu) => builder.build(cpu.pool()),
+            Device::Cpu(cpu) => builder.build(cpu.pool()).map(Matrix::packed),
+            Device::Cuda(cuda) => cuda.matrix(builder).map(Matrix::on_card),
         }
     }
 
@@ -78,6 +117,15 @@ impl Device {
     pub fn limits(&self, bytes: usize) -> Result<Limits, TensorError> {
         match self {
             Device::Cpu(cpu) => probe::limits(cpu.pool(), cpu.isa(), bytes),
+            Device::Cuda(_) => Err(TensorError::OtherDevice),
+        }
+    }
+
+    /// Measures what a card can do at most: copying, reading, multiplying.
+    pub fn card_limits(&self) -> Result<CudaLimits, TensorError> {
+        match self {
+            Device::Cpu(_) => Err(TensorError::OtherDevice),
+            Device::Cuda(cuda) => cuda.limits(),
         }
     }
 
@@ -85,6 +133,7 @@ impl Device {
     pub fn reserve(&self, rows: usize, inputs: usize) -> Result<(), TensorError> {
         match self {
             Device::Cpu(cpu) => cpu.gemm().reserve(rows, inputs),
+            Device::Cuda(_) => Ok(()),
         }
     }
 
@@ -98,6 +147,7 @@ impl Device {
     ) -> Result<Embedding, TensorError> {
         match self {
             Device::Cpu(_) => Embedding::from_bytes(dtype, shape, bytes, compute),
+            Device::Cuda(cuda) => cuda.embedding(dtype, shape, bytes, compute),
         }
     }
 
@@ -105,6 +155,7 @@ impl Device {
     pub fn kv_pool(&self, spec: KvSpec, blocks: usize) -> Result<KvPool, TensorError> {
         match self {
             Device::Cpu(_) => KvPool::new(spec, blocks),
+            Device::Cuda(cuda) => cuda.kv_pool(spec, blocks),
         }
     }
 
@@ -112,6 +163,77 @@ impl Device {
     pub fn rope_tables(&self, tables: Vec<RopeTable>) -> Result<RopeTables, TensorError> {
         match self {
             Device::Cpu(_) => RopeTables::new(tables),
+            Device::Cuda(cuda) => RopeTables::new(tables)?.on_card(cuda.card().context()),
+        }
+    }
+
+    /// Memory for the places of a step's rows.
+    pub fn rows(&self, room: RowsRoom) -> Result<Rows, TensorError> {
+        match self {
+            Device::Cpu(_) => Ok(Rows::new(room, None)),
+            Device::Cuda(cuda) => Ok(Rows::new(room, Some(Box::new(cuda.rows(room)?)))),
+        }
+    }
+
+    /// Says where the rows of a step are. Rows that no span names are padding: operations leave them out.
+    pub fn place(
+        &self,
+        spans: &[AttnSpan<'_>],
+        kv: &KvPool,
+        tables: &RopeTables,
+        rows: &mut Rows,
+    ) -> Result<(), TensorError> {
+        check_spans(spans, rows.room, kv, tables)?;
+        rows.keep(spans);
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.place(rows, kv),
+        }
+    }
+
+    /// Memory for up to `capacity` ids or row numbers.
+    pub fn indices(&self, capacity: usize) -> Result<Indices, TensorError> {
+        match self {
+            Device::Cpu(_) => Ok(Indices { capacity, host: Vec::with_capacity(capacity), card: None }),
+            Device::Cuda(cuda) => cuda.indices(capacity),
+        }
+    }
+
+    /// Takes `values`, and zeros after them up to `count`.
+    pub fn write_indices(&self, values: &[u32], count: usize, indices: &mut Indices) -> Result<(), TensorError> {
+        let count = count.max(values.len());
+        if count > indices.capacity {
+            return Err(TensorError::Capacity { rows: count, capacity: indices.capacity });
+        }
+        indices.host.clear();
+        indices.host.extend_from_slice(values);
+        indices.host.resize(count, 0);
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.write_indices(indices),
+        }
+    }
+
+    /// Finds and keeps the fastest way to multiply by each of `matrices` for every number of rows up to `rows`, so that
+    /// nothing has to be found out later. `out` is the type of the products.
+    pub fn prepare_matmul(&self, matrices: &[&Matrix], rows: usize, out: Dtype) -> Result<(), TensorError> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.prepare_matmul(matrices, rows, out),
+        }
+    }
+
+    /// Runs `work`, which does the same operations on the same values whenever it is called with this `key`: a card
+    /// records them the first time, and from then on does them as one.
+    pub fn replay<E: From<TensorError>>(
+        &self,
+        graphs: &mut Graphs,
+        key: u64,
+        work: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        match self {
+            Device::Cpu(_) => work(),
+            Device::Cuda(cuda) => graphs.replay(cuda.card(), key, work),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The table that token ids are looked up in.
 
 use crate::cpu::bf16;
-use crate::cpu::memory::Memory;
 use crate::error::{TensorError, check_eq};
+use crate::storage::Storage;
 use crate::{Compute, Dtype};
 
 /// Embedding rows `[vocab, cols]`, row-major as stored. Under [`Compute::Bf16`] other types are rounded once,
@@ -12,7 +12,7 @@ pub struct Embedding {
     dtype: Dtype,
     vocab: usize,
     cols: usize,
-    memory: Memory,
+    storage: Storage,
 }
 
 impl Embedding {
@@ -35,16 +35,21 @@ impl Embedding {
             Compute::Bf16 => Dtype::Bf16,
         };
         let size = elements.saturating_mul(kept.bytes());
-        let mut memory =
-            Memory::zeroed(size).map_err(|source| TensorError::Memory { bytes: size, source })?;
+        let mut storage = Storage::host(size)?;
         if kept == dtype {
-            memory.as_mut_slice::<u8>()[..size].copy_from_slice(bytes);
+            storage.write(0, bytes)?;
         } else {
-            for (to, from) in memory.as_mut_slice::<u16>().iter_mut().zip(bytes.chunks_exact(dtype.bytes())) {
+            let elements = storage.elements_mut::<u16>()?.iter_mut();
+            for (to, from) in elements.zip(bytes.chunks_exact(dtype.bytes())) {
                 *to = bf16::round(crate::tensor::widen(dtype, from));
             }
         }
-        Ok(Embedding { dtype: kept, vocab, cols, memory })
+        Ok(Embedding { dtype: kept, vocab, cols, storage })
+    }
+
+    /// A table whose elements are in `storage` already.
+    pub(crate) fn with(dtype: Dtype, [vocab, cols]: [usize; 2], storage: Storage) -> Embedding {
+        Embedding { dtype, vocab, cols, storage }
     }
 
     /// Rows of the table: the number of token ids.
@@ -59,7 +64,7 @@ impl Embedding {
 
     /// Bytes of memory it takes.
     pub fn bytes(&self) -> usize {
-        self.memory.bytes()
+        self.storage.bytes()
     }
 
     /// How its elements are stored.
@@ -67,8 +72,13 @@ impl Embedding {
         self.dtype
     }
 
-    /// The stored elements, of the type [`Embedding::dtype`].
-    pub(crate) fn elements<E: bytemuck::Pod>(&self) -> &[E] {
-        self.memory.as_slice()
+    /// The stored elements, of the type [`Embedding::dtype`], where the CPU computes.
+    pub(crate) fn elements<E: bytemuck::Pod>(&self) -> Result<&[E], TensorError> {
+        self.storage.elements()
+    }
+
+    /// The address of its first row, where a card computes.
+    pub(crate) fn address(&self) -> Result<u64, TensorError> {
+        Ok(self.storage.card()?.address())
     }
 }

@@ -91,6 +91,49 @@ pub enum TensorError {
         /// The values given.
         got: usize,
     },
+    /// Values of different devices, or of another than the operation's.
+    #[error("a value lives on another device than the operation runs on")]
+    OtherDevice,
+    /// A library that a card needs cannot be opened.
+    #[error("{library} cannot be opened: {remedy}")]
+    Library {
+        /// Which.
+        library: &'static str,
+        /// What helps.
+        remedy: &'static str,
+    },
+    /// The driver has no such card.
+    #[error("there is no card cuda:{ordinal}, the driver has {count}")]
+    NoCard {
+        /// The card asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A card that lacks instructions which every kernel uses.
+    #[error("{name} has compute capability {}.{}, 8.0 or later is needed", .capability.0, .capability.1)]
+    OldCard {
+        /// Its name.
+        name: String,
+        /// Major and minor.
+        capability: (u32, u32),
+    },
+    /// Kernels that do not compile or load.
+    #[error("the kernels of {theme} cannot be used: {log}")]
+    Kernel {
+        /// Their file.
+        theme: &'static str,
+        /// The compiler's words.
+        log: String,
+    },
+    /// The driver or a library refused a call, or work on the card failed.
+    #[error("{what}: {message}")]
+    Cuda {
+        /// The call.
+        what: &'static str,
+        /// Its answer.
+        message: String,
+    },
     /// An instruction set was asked for that this processor lacks.
     #[error("this processor has no {isa} instructions")]
     IsaUnavailable {

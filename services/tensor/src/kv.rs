@@ -1,6 +1,6 @@
 //! Paged keys and values.
 //!
-//! A pool holds, for every layer, `blocks` blocks of [`BLOCK_ROWS`] positions. Within a layer and block each
+//! On the CPU a pool holds, for every layer, `blocks` blocks of [`BLOCK_ROWS`] positions. Within a layer and block each
 //! KV head has its keys, then its values, so that attention reads both as streams:
 //! - keys lie transposed, pair by pair: for j in 0..h (h = head_dim / 2) the elements j and j + h, which rope
 //!   turns together, of all 16 positions. In bf16 a 32-bit lane holds a position's pair, element j above; in
@@ -8,7 +8,8 @@
 //! - values lie by position, each padded with zeros to a multiple of 32 elements. In bf16 a 32-bit lane i of
 //!   such a line holds elements i (below) and i + 16 (above).
 //!
-//! Memory is zero at first, and physical only once written, so a large pool costs nothing until used.
+//! Memory is zero at first, and on the CPU physical only once written, so a large pool costs nothing until used.
+//! A card has layouts of its own ([`crate::cuda::kv`]) of the same size.
 
 use std::ops::Range;
 
@@ -16,7 +17,8 @@ use bytemuck::Pod;
 use half::bf16;
 
 use crate::cpu::kv;
-use crate::cpu::memory::Memory;
+use crate::cuda;
+use crate::storage::Storage;
 use crate::error::{TensorError, check_below};
 use crate::{Compute, Dtype};
 
@@ -46,7 +48,7 @@ pub struct KvSpec {
 #[derive(Debug)]
 pub struct KvPool {
     layout: Layout,
-    memory: Memory,
+    storage: Storage,
 }
 
 /// One position of one head in a pool.
@@ -112,7 +114,17 @@ impl Layout {
 // === impl KvPool ===
 
 impl KvPool {
+    /// A pool of the host's memory.
     pub(crate) fn new(spec: KvSpec, blocks: usize) -> Result<KvPool, TensorError> {
+        KvPool::with(spec, blocks, Storage::host)
+    }
+
+    /// A pool in memory that `storage` gives, by its size in bytes.
+    pub(crate) fn with(
+        spec: KvSpec,
+        blocks: usize,
+        storage: impl FnOnce(usize) -> Result<Storage, TensorError>,
+    ) -> Result<KvPool, TensorError> {
         let even = spec.head_dim.is_multiple_of(2);
         if !even || spec.head_dim == 0 || spec.head_dim > MAX_HEAD_DIM {
             return Err(TensorError::Setting {
@@ -125,8 +137,7 @@ impl KvPool {
             return Err(TensorError::Setting { op: "kv pool", what: "kv_heads", rule: "1 or more" });
         }
         let bytes = blocks.saturating_mul(KvPool::bytes_per_block(&spec));
-        let memory = Memory::zeroed(bytes).map_err(|source| TensorError::Memory { bytes, source })?;
-        Ok(KvPool { layout: Layout { spec, blocks }, memory })
+        Ok(KvPool { layout: Layout { spec, blocks }, storage: storage(bytes)? })
     }
 
     /// Bytes of one block over all layers.
@@ -154,9 +165,12 @@ impl KvPool {
         check_below("kv read", "row", place.row, BLOCK_ROWS)?;
         check_below("kv read", "head", place.head, spec.kv_heads)?;
         let range = self.layout.head(place.layer, place.block, place.head);
+        if let Storage::Card(memory) = &self.storage {
+            return cuda::kv::read(spec, place.row, memory, range.start * spec.dtype().bytes());
+        }
         Ok(match spec.compute {
-            Compute::F32 => kv::read(spec, place.row, &self.elements::<f32>()[range]),
-            Compute::Bf16 => kv::read(spec, place.row, &self.elements::<bf16>()[range]),
+            Compute::F32 => kv::read(spec, place.row, &self.elements::<f32>()?[range]),
+            Compute::Bf16 => kv::read(spec, place.row, &self.elements::<bf16>()?[range]),
         })
     }
 
@@ -164,13 +178,19 @@ impl KvPool {
         self.layout
     }
 
-    pub(crate) fn elements<E: Pod>(&self) -> &[E] {
+    pub(crate) fn elements<E: Pod>(&self) -> Result<&[E], TensorError> {
         debug_assert_eq!(size_of::<E>(), self.spec().dtype().bytes());
-        self.memory.as_slice()
+        self.storage.elements()
     }
 
-    pub(crate) fn elements_mut<E: Pod>(&mut self) -> &mut [E] {
+    pub(crate) fn elements_mut<E: Pod>(&mut self) -> Result<&mut [E], TensorError> {
         debug_assert_eq!(size_of::<E>(), self.spec().dtype().bytes());
-        self.memory.as_mut_slice()
+        self.storage.elements_mut()
+    }
+
+    /// The address of layer `layer`, where a card computes.
+    pub(crate) fn layer_address(&self, layer: usize) -> Result<u64, TensorError> {
+        let elements = layer * self.layout.blocks * self.spec().block_elements();
+        Ok(self.storage.card()?.address() + (elements * self.spec().dtype().bytes()) as u64)
     }
 }

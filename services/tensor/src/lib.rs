@@ -12,24 +12,30 @@
 compile_error!("tensors exchange little-endian bytes with files and networks without conversion");
 
 mod cpu;
+mod cuda;
 mod device;
 mod dtype;
 mod embedding;
 mod error;
 mod kv;
+mod matrix;
 pub mod ops;
 mod rope;
+mod rows;
+mod storage;
 mod tensor;
 
 pub use cpu::isa::Isa;
-pub use cpu::matrix::{Matrix, MatrixBuilder};
 pub use cpu::pack::{Columns, Layout};
 pub use cpu::probe::Limits;
+pub use cuda::{Counters, CudaLimits, CudaOptions, Graphs};
 pub use device::{CpuOptions, Device};
 pub use dtype::{Compute, Dtype};
 pub use embedding::Embedding;
 pub use error::TensorError;
 pub use kv::{BLOCK_ROWS, KvPlace, KvPool, KvSpec, MAX_HEAD_DIM};
+pub use matrix::{Matrix, MatrixBuilder};
 pub use ops::{Attention, AttnSpan, Candidate, Processors, Row};
 pub use rope::{RopeTable, RopeTables};
+pub use rows::{Indices, Rows, RowsRoom};
 pub use tensor::{Tensor, Vector};

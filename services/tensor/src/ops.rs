@@ -10,15 +10,15 @@ use crate::cpu::gemm::{Activations, Matmul, Outputs};
 use crate::cpu::norm::AddRmsNorm;
 use crate::cpu::rope::RopeKvWrite;
 use crate::error::{check_below, check_eq, check_type};
-use crate::{Compute, Device, Dtype, Embedding, KvPool, Matrix, RopeTables, Tensor, TensorError, Vector};
+use crate::{
+    Compute, Device, Dtype, Embedding, Indices, KvPool, Matrix, RopeTables, Rows, Tensor, TensorError, Vector,
+};
 
 mod attention;
 mod evidence;
 
 pub use attention::{Attention, AttnSpan};
 pub use evidence::{Candidate, Processors, Row};
-
-use attention::check_spans;
 
 /// Runs the same call for the element type of a tensor: `E` names it within.
 macro_rules! by_dtype {
@@ -41,24 +41,28 @@ impl Device {
     /// out\[i\] ← round(table\[ids\[i\]\] · scale).
     pub fn embed(
         &self,
-        ids: &[u32],
+        ids: &Indices,
         table: &Embedding,
         scale: f32,
         out: &mut Tensor,
     ) -> Result<(), TensorError> {
         let op = "embed";
         check_eq(op, "the output's columns", out.cols(), table.cols())?;
-        for &id in ids {
+        for &id in ids.values() {
             check_below(op, "token id", id as usize, table.vocab())?;
         }
         out.set_rows(ids.len())?;
-        let Device::Cpu(cpu) = self;
+        let cpu = match self {
+            Device::Cpu(cpu) => cpu,
+            Device::Cuda(cuda) => return cuda.embed(ids, table, scale, out),
+        };
+        let ids = ids.values();
         by_dtype!(out.dtype(), E => {
-            let out = out.elements_mut::<E>();
+            let out = out.elements_mut::<E>()?;
             match table.dtype() {
-                Dtype::F32 => elementwise::embed(cpu, ids, table.elements::<f32>(), scale, out),
-                Dtype::Bf16 => elementwise::embed(cpu, ids, table.elements::<bf16>(), scale, out),
-                Dtype::F16 => elementwise::embed(cpu, ids, table.elements::<f16>(), scale, out),
+                Dtype::F32 => elementwise::embed(cpu, ids, table.elements::<f32>()?, scale, out),
+                Dtype::Bf16 => elementwise::embed(cpu, ids, table.elements::<bf16>()?, scale, out),
+                Dtype::F16 => elementwise::embed(cpu, ids, table.elements::<f16>()?, scale, out),
             }
         });
         Ok(())
@@ -82,10 +86,16 @@ impl Device {
         check_eq(op, "the output's columns", out.cols(), residual.cols())?;
         check_type(op, "the output", out.dtype(), residual.dtype())?;
         out.set_rows(residual.rows())?;
-        let Device::Cpu(cpu) = self;
+        let cpu = match self {
+            Device::Cpu(cpu) => cpu,
+            Device::Cuda(cuda) => {
+                let weight = weight.address()?;
+                return cuda.add_rms_norm(residual, delta, (weight, eps), out);
+            }
+        };
         by_dtype!(residual.dtype(), E => {
-            let delta = delta.map(Tensor::elements::<E>);
-            let (residual, out) = (residual.elements_mut::<E>(), out.elements_mut::<E>());
+            let delta = delta.map(Tensor::elements::<E>).transpose()?;
+            let (residual, out) = (residual.elements_mut::<E>()?, out.elements_mut::<E>()?);
             AddRmsNorm { residual, delta, weight: weight.values(), eps, out }.run(cpu);
         });
         Ok(())
@@ -94,9 +104,12 @@ impl Device {
     /// residual ← round(residual + delta).
     pub fn add(&self, residual: &mut Tensor, delta: &Tensor) -> Result<(), TensorError> {
         check_like("add", "delta", delta, residual)?;
-        let Device::Cpu(cpu) = self;
+        let cpu = match self {
+            Device::Cpu(cpu) => cpu,
+            Device::Cuda(cuda) => return cuda.add(residual, delta),
+        };
         by_dtype!(residual.dtype(), E => {
-            elementwise::add(cpu, residual.elements_mut::<E>(), delta.elements::<E>());
+            elementwise::add(cpu, residual.elements_mut::<E>()?, delta.elements::<E>()?);
         });
         Ok(())
     }
@@ -130,14 +143,18 @@ impl Device {
         check_eq(op, "the output's columns", out.cols(), matrix.outputs())?;
         check_type(op, "the input", x.dtype(), matrix.compute().dtype())?;
         out.set_rows(x.rows())?;
-        let Device::Cpu(cpu) = self;
+        let cpu = match self {
+            Device::Cpu(cpu) => cpu,
+            Device::Cuda(cuda) => return cuda.multiply(x, matrix.card()?, scale, out),
+        };
+        let matrix = matrix.cpu()?;
         let x_view = match matrix.compute() {
-            Compute::F32 => Activations::F32(x.elements()),
-            Compute::Bf16 => Activations::Bf16(x.elements()),
+            Compute::F32 => Activations::F32(x.elements()?),
+            Compute::Bf16 => Activations::Bf16(x.elements()?),
         };
         let out = match out.dtype() {
-            Dtype::F32 => Outputs::F32(out.elements_mut()),
-            _ => Outputs::Bf16(out.elements_mut()),
+            Dtype::F32 => Outputs::F32(out.elements_mut()?),
+            _ => Outputs::Bf16(out.elements_mut()?),
         };
         cpu.gemm().matmul(cpu.pool(), Matmul { rows: x.rows(), x: x_view, matrix, scale, out })
     }
@@ -147,17 +164,19 @@ impl Device {
     pub fn rope_kv_write(
         &self,
         qkv: &mut Tensor,
-        spans: &[AttnSpan<'_>],
+        rows: &Rows,
         tables: &RopeTables,
         kv: &mut KvPool,
         layer: usize,
     ) -> Result<(), TensorError> {
         let op = "rope_kv_write";
-        let heads = attention::check_qkv(op, qkv, kv, layer)?;
-        check_spans(op, spans, qkv.rows(), kv, tables)?;
-        let Device::Cpu(cpu) = self;
-        let work = RopeKvWrite { spans, tables, layer, heads };
-        by_dtype!(qkv.dtype(), E => work.run::<E>(cpu, qkv.elements_mut(), kv));
+        let heads = attention::check_qkv(op, qkv, rows, kv, layer)?;
+        let cpu = match self {
+            Device::Cpu(cpu) => cpu,
+            Device::Cuda(cuda) => return cuda.rope_kv_write(qkv, rows, tables, (kv, layer), heads),
+        };
+        let work = RopeKvWrite { spans: &rows.spans, tables, layer, heads };
+        by_dtype!(qkv.dtype(), E => work.run::<E>(cpu, qkv.elements_mut()?, kv)?);
         Ok(())
     }
 
@@ -168,26 +187,32 @@ impl Device {
         check_type(op, "the output", out.dtype(), gate_up.dtype())?;
         out.set_rows(gate_up.rows())?;
         let cols = out.cols();
-        let Device::Cpu(cpu) = self;
+        let cpu = match self {
+            Device::Cpu(cpu) => cpu,
+            Device::Cuda(cuda) => return cuda.silu_mul(gate_up, out),
+        };
         by_dtype!(out.dtype(), E => {
-            elementwise::silu_mul::<E>(cpu, gate_up.elements(), out.elements_mut(), cols);
+            elementwise::silu_mul::<E>(cpu, gate_up.elements()?, out.elements_mut()?, cols);
         });
         Ok(())
     }
 
     /// out\[i\] ← x\[indices\[i\]\].
-    pub fn gather_rows(&self, x: &Tensor, indices: &[u32], out: &mut Tensor) -> Result<(), TensorError> {
+    pub fn gather_rows(&self, x: &Tensor, indices: &Indices, out: &mut Tensor) -> Result<(), TensorError> {
         let op = "gather_rows";
         check_eq(op, "the output's columns", out.cols(), x.cols())?;
         check_type(op, "the output", out.dtype(), x.dtype())?;
-        for &index in indices {
+        for &index in indices.values() {
             check_below(op, "row", index as usize, x.rows())?;
         }
         out.set_rows(indices.len())?;
         let cols = x.cols();
-        let Device::Cpu(_) = self;
+        if let Device::Cuda(cuda) = self {
+            return cuda.gather_rows(x, indices, out);
+        }
+        let indices = indices.values();
         by_dtype!(x.dtype(), E => {
-            elementwise::gather_rows::<E>(x.elements(), indices, out.elements_mut(), cols);
+            elementwise::gather_rows::<E>(x.elements()?, indices, out.elements_mut()?, cols);
         });
         Ok(())
     }

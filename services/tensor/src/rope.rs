@@ -3,6 +3,10 @@
 //! Rotation is the half form over the whole head: elements j and j + h (h = head_dim / 2) turn together,
 //! `(a, b) -> (a·cos − b·sin, b·cos + a·sin)` with entry j of the position's row.
 
+use std::sync::Arc;
+
+use crate::cuda::card::Context;
+use crate::cuda::memory::DeviceMemory;
 use crate::error::{TensorError, check_eq};
 
 /// Positions in a group of the grouped layout: the rows of a KV block.
@@ -25,6 +29,8 @@ pub struct RopeTables {
     /// The same numbers as `[group of 16 positions][half][16 positions]`: how stored keys lie. Only needed,
     /// and only there, if there are several tables to correct between.
     grouped: Vec<Grouped>,
+    /// `[table][position][half]` pairs (cos, sin) on a card, where one computes.
+    card: Option<DeviceMemory>,
 }
 
 #[derive(Debug)]
@@ -86,7 +92,24 @@ impl RopeTables {
         let positions = tables.iter().map(|table| table.cos.len() / half.max(1)).min().unwrap_or(0);
         let several = if tables.len() > 1 { &tables[..] } else { &[] };
         let grouped = several.iter().map(RopeTable::grouped).collect();
-        Ok(RopeTables { half, positions, tables, grouped })
+        Ok(RopeTables { half, positions, tables, grouped, card: None })
+    }
+
+    /// The same tables, on a card too.
+    pub(crate) fn on_card(self, context: &Arc<Context>) -> Result<RopeTables, TensorError> {
+        let used = self.positions * self.half;
+        let pairs = |table: &RopeTable| -> Vec<[f32; 2]> {
+            table.cos.iter().zip(&table.sin).take(used).map(|(&cos, &sin)| [cos, sin]).collect()
+        };
+        let all: Vec<[f32; 2]> = self.tables.iter().flat_map(pairs).collect();
+        let memory = DeviceMemory::zeroed(context, size_of_val(&all[..]))?;
+        memory.write(0, bytemuck::cast_slice(&all))?;
+        Ok(RopeTables { card: Some(memory), ..self })
+    }
+
+    /// Where they are on the card.
+    pub(crate) fn address(&self) -> Result<u64, TensorError> {
+        self.card.as_ref().map(DeviceMemory::address).ok_or(TensorError::OtherDevice)
     }
 
     /// Positions that every table has.

@@ -1,10 +1,14 @@
 //! Activations, and the small vectors of a model (norm weights, biases).
 
+use std::sync::Arc;
+
 use bytemuck::Pod;
 
 use crate::cpu::bf16;
-use crate::cpu::memory::Memory;
+use crate::cuda::card::Context;
+use crate::cuda::memory::DeviceMemory;
 use crate::error::{TensorError, check_below, check_eq};
+use crate::storage::Storage;
 use crate::{Compute, Dtype};
 
 /// Activations: `[rows, cols]`, row-major, f32 or bf16. Memory for `capacity` rows is allocated once; the
@@ -15,27 +19,38 @@ pub struct Tensor {
     capacity: usize,
     rows: usize,
     cols: usize,
-    memory: Memory,
+    storage: Storage,
 }
 
 /// A short f32 vector that belongs to a model, such as norm weights `[cols]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Vector {
     values: Box<[f32]>,
+    /// The same on a card, where one computes.
+    card: Option<DeviceMemory>,
 }
 
 // === impl Tensor ===
 
 impl Tensor {
-    /// Zeros, with no row in use.
+    /// Zeros of the host's memory, with no row in use.
     pub(crate) fn new(dtype: Dtype, capacity: usize, cols: usize) -> Result<Tensor, TensorError> {
+        let bytes = Tensor::bytes(dtype, capacity, cols)?;
+        Ok(Tensor::with(dtype, [capacity, cols], Storage::host(bytes)?))
+    }
+
+    /// Bytes of so many rows.
+    pub(crate) fn bytes(dtype: Dtype, rows: usize, cols: usize) -> Result<usize, TensorError> {
         if dtype == Dtype::F16 {
             let (op, what) = ("tensor", "the activations' type");
             return Err(TensorError::Setting { op, what, rule: "f32 or bf16" });
         }
-        let bytes = capacity.saturating_mul(cols).saturating_mul(dtype.bytes());
-        let memory = Memory::zeroed(bytes).map_err(|source| TensorError::Memory { bytes, source })?;
-        Ok(Tensor { dtype, capacity, rows: 0, cols, memory })
+        Ok(rows.saturating_mul(cols).saturating_mul(dtype.bytes()))
+    }
+
+    /// A tensor in `storage`, which has room for `capacity` rows at least.
+    pub(crate) fn with(dtype: Dtype, [capacity, cols]: [usize; 2], storage: Storage) -> Tensor {
+        Tensor { dtype, capacity, rows: 0, cols, storage }
     }
 
     /// The element type: f32 or bf16.
@@ -72,56 +87,59 @@ impl Tensor {
         self.cols * self.dtype.bytes()
     }
 
-    /// Takes `bytes` (whole rows, little-endian, in the tensor's own type) as its rows.
+    /// Takes `bytes` (whole rows, little-endian, in the tensor's own type) as its rows. Waits for the device.
     pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<(), TensorError> {
         let row = self.row_bytes().max(1);
         check_eq("write", "bytes beyond whole rows", bytes.len() % row, 0)?;
         self.set_rows(bytes.len() / row)?;
-        self.memory.as_mut_slice::<u8>()[..bytes.len()].copy_from_slice(bytes);
-        Ok(())
+        self.storage.write(0, bytes)
     }
 
-    /// Appends all rows in use to `out`, little-endian, in the tensor's own type.
-    pub fn read_bytes(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.memory.as_slice::<u8>()[..self.rows * self.row_bytes()]);
+    /// Appends all rows in use to `out`, little-endian, in the tensor's own type. Waits for the device.
+    pub fn read_bytes(&self, out: &mut Vec<u8>) -> Result<(), TensorError> {
+        self.storage.read(0, self.rows * self.row_bytes(), out)
     }
 
-    /// Writes `values` as row `row`, rounded to the tensor's type.
+    /// Writes `values` as row `row`, rounded to the tensor's type. Waits for the device.
     pub fn write_row(&mut self, row: usize, values: &[f32]) -> Result<(), TensorError> {
         check_below("write", "row", row, self.rows)?;
         check_eq("write", "the row's length", values.len(), self.cols)?;
-        let range = row * self.cols..(row + 1) * self.cols;
-        match self.dtype {
-            Dtype::F32 => self.elements_mut::<f32>()[range].copy_from_slice(values),
-            _ => {
-                for (to, &value) in self.elements_mut::<half::bf16>()[range].iter_mut().zip(values) {
-                    *to = half::bf16::from_bits(bf16::round(value));
-                }
-            }
-        }
-        Ok(())
+        let bytes: Vec<u8> = match self.dtype {
+            Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|&value| bf16::round(value).to_le_bytes()).collect(),
+        };
+        self.storage.write(row * self.row_bytes(), &bytes)
     }
 
-    /// The values of row `row`.
+    /// The values of row `row`. Waits for the device.
     pub fn read_row(&self, row: usize) -> Result<Vec<f32>, TensorError> {
         check_below("read", "row", row, self.rows)?;
-        let range = row * self.cols..(row + 1) * self.cols;
-        Ok(match self.dtype {
-            Dtype::F32 => self.elements::<f32>()[range].to_vec(),
-            _ => self.elements::<half::bf16>()[range].iter().map(|x| x.to_f32()).collect(),
-        })
+        let mut bytes = Vec::new();
+        self.storage.read(row * self.row_bytes(), self.row_bytes(), &mut bytes)?;
+        Ok(bytes.chunks_exact(self.dtype.bytes()).map(|element| widen(self.dtype, element)).collect())
     }
 
-    /// The rows in use, as elements of the tensor's own type.
-    pub(crate) fn elements<E: Pod>(&self) -> &[E] {
+    /// The rows in use, as elements of the tensor's own type, where the CPU computes.
+    pub(crate) fn elements<E: Pod>(&self) -> Result<&[E], TensorError> {
         debug_assert_eq!(size_of::<E>(), self.dtype.bytes());
-        &self.memory.as_slice::<E>()[..self.rows * self.cols]
+        Ok(&self.storage.elements::<E>()?[..self.rows * self.cols])
     }
 
-    /// The rows in use, as elements of the tensor's own type.
-    pub(crate) fn elements_mut<E: Pod>(&mut self) -> &mut [E] {
+    /// The rows in use, as elements of the tensor's own type, where the CPU computes.
+    pub(crate) fn elements_mut<E: Pod>(&mut self) -> Result<&mut [E], TensorError> {
         debug_assert_eq!(size_of::<E>(), self.dtype.bytes());
-        &mut self.memory.as_mut_slice::<E>()[..self.rows * self.cols]
+        let used = self.rows * self.cols;
+        Ok(&mut self.storage.elements_mut::<E>()?[..used])
+    }
+
+    /// The address of its first row, where a card computes.
+    pub(crate) fn address(&self) -> Result<u64, TensorError> {
+        Ok(self.storage.card()?.address())
+    }
+
+    /// Its memory.
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
     }
 }
 
@@ -138,7 +156,7 @@ impl Vector {
                 Compute::Bf16 => bf16::widen(bf16::round(value)),
             }
         });
-        Ok(Vector { values: values.collect() })
+        Ok(Vector { values: values.collect(), card: None })
     }
 
     /// The number of elements.
@@ -154,6 +172,18 @@ impl Vector {
     /// Its elements.
     pub fn values(&self) -> &[f32] {
         &self.values
+    }
+
+    /// The same vector, on a card too.
+    pub(crate) fn on_card(self, context: &Arc<Context>) -> Result<Vector, TensorError> {
+        let memory = DeviceMemory::zeroed(context, self.values.len() * size_of::<f32>())?;
+        memory.write(0, bytemuck::cast_slice(&self.values))?;
+        Ok(Vector { values: self.values, card: Some(memory) })
+    }
+
+    /// Where it is on the card.
+    pub(crate) fn address(&self) -> Result<u64, TensorError> {
+        self.card.as_ref().map(DeviceMemory::address).ok_or(TensorError::OtherDevice)
     }
 }
 

@@ -27,7 +27,8 @@ use super::element::Element;
 use super::isa::Isa;
 use super::simd::{Kernel, LANES, Pair, Simd};
 use crate::kv::{BLOCK_ROWS, Layout};
-use crate::{AttnSpan, RopeTables};
+use crate::RopeTables;
+use crate::rows::PlacedSpan;
 
 mod correct;
 mod tile;
@@ -38,7 +39,7 @@ const QUERIES: usize = 24;
 /// One layer's attention, checked.
 pub struct Work<'a> {
     /// The rows and their blocks.
-    pub spans: &'a [AttnSpan<'a>],
+    pub spans: &'a [PlacedSpan],
     /// Cos and sin, for keys stored with another table.
     pub tables: &'a RopeTables,
     /// Where keys and values lie.
@@ -94,7 +95,7 @@ impl Work<'_> {
         (QUERIES / self.group()).max(1)
     }
 
-    fn units(&self, span: &AttnSpan<'_>) -> usize {
+    fn units(&self, span: &PlacedSpan) -> usize {
         self.layout.spec.kv_heads * span.rows.div_ceil(self.unit_rows())
     }
 }
@@ -113,7 +114,7 @@ struct Units<'a, E> {
 /// Queries of one KV head in neighbouring rows of a span that have one rope table.
 #[derive(Clone, Copy)]
 struct Unit<'a> {
-    span: &'a AttnSpan<'a>,
+    span: &'a PlacedSpan,
     kv_head: usize,
     /// The first row within the span.
     start: usize,

@@ -1,4 +1,4 @@
-//! Matrix multiplication: `out[r, n] = round((Σₖ x[r, k] · w[k, n] + bias[n]) · scale)`.
+//! PackedMatrix multiplication: `out[r, n] = round((Σₖ x[r, k] · w[k, n] + bias[n]) · scale)`.
 //!
 //! The specification ([`scalar`]): each output has one f32 accumulator that starts at zero and takes its
 //! products by fused multiply-adds in ascending K. Then bias and scale, each one f32 operation, then the one
@@ -17,7 +17,7 @@ use half::bf16;
 
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::isa::{Isa, is_intel};
-use crate::cpu::matrix::Matrix;
+use crate::cpu::matrix::PackedMatrix;
 use crate::cpu::memory::Memory;
 use crate::cpu::pool::Pool;
 use crate::{Compute, TensorError};
@@ -61,7 +61,7 @@ pub struct Matmul<'a> {
     /// The activations, of the matrix' compute type.
     pub x: Activations<'a>,
     /// The weights.
-    pub matrix: &'a Matrix,
+    pub matrix: &'a PackedMatrix,
     /// Multiplies each output after the bias; 1 changes nothing.
     pub scale: f32,
     /// Where the outputs go.

@@ -18,16 +18,16 @@
 
 use crate::cpu::bf16;
 use crate::cpu::memory::Memory;
-use crate::cpu::pack::{self, Columns};
+use crate::cpu::pack;
 use crate::cpu::pool::Pool;
-use crate::{Compute, Dtype, TensorError};
+use crate::{Compute, Dtype, MatrixBuilder, TensorError};
 
 /// Output columns of a panel.
 pub const PANEL: usize = 32;
 
 /// Weights packed for multiplication, with an optional bias.
 #[derive(Debug)]
-pub struct Matrix {
+pub struct PackedMatrix {
     inputs: usize,
     outputs: usize,
     compute: Compute,
@@ -37,18 +37,9 @@ pub struct Matrix {
     bias: Option<Box<[f32]>>,
 }
 
-/// Collects the column groups of a [`Matrix`], in the order of its output columns.
-#[derive(Debug)]
-pub struct MatrixBuilder<'a> {
-    inputs: usize,
-    compute: Compute,
-    groups: Vec<Columns<'a>>,
-    bias: Option<Vec<f32>>,
-}
+// === impl PackedMatrix ===
 
-// === impl Matrix ===
-
-impl Matrix {
+impl PackedMatrix {
     /// Input size K: the length of an activation row.
     pub fn inputs(&self) -> usize {
         self.inputs
@@ -108,51 +99,17 @@ fn panel_bytes(inputs: usize, stored: Dtype) -> usize {
 
 // === impl MatrixBuilder ===
 
-impl<'a> MatrixBuilder<'a> {
-    /// A matrix of `inputs` rows and no columns yet.
-    pub fn new(inputs: usize, compute: Compute) -> MatrixBuilder<'a> {
-        MatrixBuilder { inputs, compute, groups: Vec::new(), bias: None }
-    }
-
-    /// Appends the columns of `group`.
-    #[must_use]
-    pub fn columns(mut self, group: Columns<'a>) -> MatrixBuilder<'a> {
-        self.groups.push(group);
-        self
-    }
-
-    /// Sets the bias, one value for each of all output columns. For [`Compute::Bf16`] it is rounded once.
-    #[must_use]
-    pub fn bias(mut self, bias: Vec<f32>) -> MatrixBuilder<'a> {
-        self.bias = Some(bias);
-        self
-    }
-
-    /// The type the weights will rest in: as they come, or f32 where groups differ; bf16 for
-    /// [`Compute::Bf16`].
-    pub fn stored(&self) -> Dtype {
-        let mut dtypes = self.groups.iter().map(|group| group.dtype);
-        match (self.compute, dtypes.next()) {
-            (Compute::Bf16, _) => Dtype::Bf16,
-            (Compute::F32, Some(first)) if dtypes.all(|dtype| dtype == first) => first,
-            (Compute::F32, _) => Dtype::F32,
-        }
-    }
-
+impl MatrixBuilder<'_> {
     /// Packs everything, the panels split over the pool's threads.
-    pub fn build(self, pool: &Pool) -> Result<Matrix, TensorError> {
-        let mut outputs = 0;
-        for group in &self.groups {
-            group.check(self.inputs)?;
-            outputs += group.selected();
-        }
+    pub(crate) fn build(self, pool: &Pool) -> Result<PackedMatrix, TensorError> {
+        let outputs = self.check()?;
         let stored = self.stored();
         let bias = self.bias.map(|bias| pad_bias(bias, outputs, self.compute)).transpose()?;
-        let bytes = Matrix::bytes_of(self.inputs, outputs, stored);
+        let bytes = PackedMatrix::bytes_of(self.inputs, outputs, stored);
         let mut memory = Memory::zeroed(bytes).map_err(|source| TensorError::Memory { bytes, source })?;
         let target = pack::Target { inputs: self.inputs, compute: self.compute, stored };
         pack::pack(pool, &self.groups, &target, memory.as_mut_slice());
-        Ok(Matrix { inputs: self.inputs, outputs, compute: self.compute, stored, memory, bias })
+        Ok(PackedMatrix { inputs: self.inputs, outputs, compute: self.compute, stored, memory, bias })
     }
 }
 

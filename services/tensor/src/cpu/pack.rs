@@ -59,7 +59,7 @@ impl Columns<'_> {
     }
 
     /// Whether the bytes hold what is said of them, for `inputs` rows.
-    pub(super) fn check(&self, inputs: usize) -> Result<(), TensorError> {
+    pub(crate) fn check(&self, inputs: usize) -> Result<(), TensorError> {
         let bytes = inputs.checked_mul(self.outputs).and_then(|count| count.checked_mul(self.dtype.bytes()));
         if bytes != Some(self.bytes.len()) {
             let got = self.bytes.len();

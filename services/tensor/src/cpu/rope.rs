@@ -11,12 +11,13 @@ use super::disjoint::Disjoint;
 use super::kv::{Placed, write};
 use super::simd::{Kernel, LANES, Simd};
 use crate::kv::{BLOCK_ROWS, KvPool, MAX_HEAD_DIM};
-use crate::{AttnSpan, RopeTables};
+use crate::{RopeTables, TensorError};
+use crate::rows::PlacedSpan;
 
 /// One layer's rotation and KV write, checked.
 pub struct RopeKvWrite<'a> {
     /// What to do.
-    pub spans: &'a [AttnSpan<'a>],
+    pub spans: &'a [PlacedSpan],
     /// Cos and sin.
     pub tables: &'a RopeTables,
     /// The layer within the pool.
@@ -27,20 +28,26 @@ pub struct RopeKvWrite<'a> {
 
 impl RopeKvWrite<'_> {
     /// Rotates the queries in `qkv` (rows Q|K|V) in place, writes rotated keys and values into `kv`.
-    pub fn run<E: Placed>(&self, cpu: &Cpu, qkv: &mut [E], kv: &mut KvPool) {
+    pub fn run<E: Placed>(
+        &self,
+        cpu: &Cpu,
+        qkv: &mut [E],
+        kv: &mut KvPool,
+    ) -> Result<(), TensorError> {
         let spec = *kv.spec();
         let cols = (self.heads + 2 * spec.kv_heads) * spec.head_dim;
         let group = self.heads / spec.kv_heads.max(1);
         let rows: usize = self.spans.iter().map(|span| span.rows).sum();
         let layout = kv.layout();
         let qkv = Disjoint::new(qkv);
-        let pool = Disjoint::new(kv.elements_mut());
+        let pool = Disjoint::new(kv.elements_mut()?);
         cpu.split(spec.kv_heads, rows * (group + 2) * spec.head_dim, &|heads| {
             E::dispatch(
                 cpu.isa(),
                 Heads { work: self, layout: &layout, cols, group, heads, qkv: &qkv, pool: &pool },
             );
         });
+        Ok(())
     }
 }
 

@@ -82,7 +82,7 @@ impl Device {
             check_eq(op, "the mask's bytes", processors.allowed.len(), raw.len().div_ceil(8))?;
         }
         let out = row_mut(op, out, index, raw.len())?;
-        let Device::Cpu(cpu) = self;
+        let Device::Cpu(cpu) = self else { return Err(TensorError::OtherDevice) };
         process::process(cpu, raw, processors, out);
         Ok(())
     }
@@ -91,7 +91,6 @@ impl Device {
     pub fn copy_row(&self, row: Row<'_>, out: &mut Tensor, index: usize) -> Result<(), TensorError> {
         let op = "copy_row";
         let raw = row.values(op)?;
-        let Device::Cpu(_) = self;
         row_mut(op, out, index, raw.len())?.copy_from_slice(raw);
         Ok(())
     }
@@ -100,7 +99,7 @@ impl Device {
     /// there are fewer.
     pub fn top_k(&self, row: Row<'_>, k: usize, best: &mut Vec<Candidate>) -> Result<(), TensorError> {
         let row = row.values("top_k")?;
-        let Device::Cpu(cpu) = self;
+        let Device::Cpu(cpu) = self else { return Err(TensorError::OtherDevice) };
         evidence::top_k(cpu, row, k, best);
         Ok(())
     }
@@ -112,7 +111,6 @@ impl Device {
         for &id in ids {
             check_below(op, "token id", id as usize, row.len())?;
         }
-        let Device::Cpu(_) = self;
         logits.clear();
         logits.extend(ids.iter().map(|&id| row[id as usize]));
         Ok(())
@@ -125,14 +123,14 @@ impl Device {
             return Err(TensorError::Setting { op, what: "temperature", rule: "finite and above 0" });
         }
         let row = row.values(op)?;
-        let Device::Cpu(cpu) = self;
+        let Device::Cpu(cpu) = self else { return Err(TensorError::OtherDevice) };
         Ok(evidence::log_sum_exp(cpu, row, temperature))
     }
 
     /// The first id of `row` whose logit is NaN or infinite.
     pub fn first_non_finite(&self, row: Row<'_>) -> Result<Option<u32>, TensorError> {
         let row = row.values("first_non_finite")?;
-        let Device::Cpu(cpu) = self;
+        let Device::Cpu(cpu) = self else { return Err(TensorError::OtherDevice) };
         Ok(evidence::first_non_finite(cpu, row).map(|id| id as u32))
     }
 }
@@ -142,7 +140,7 @@ impl<'a> Row<'a> {
         check_type(op, "the row", self.tensor.dtype(), Dtype::F32)?;
         check_below(op, "row", self.index, self.tensor.rows())?;
         let cols = self.tensor.cols();
-        Ok(&self.tensor.elements()[self.index * cols..][..cols])
+        Ok(&self.tensor.elements()?[self.index * cols..][..cols])
     }
 }
 
@@ -155,5 +153,5 @@ fn row_mut<'a>(
     check_type(op, "the output", out.dtype(), Dtype::F32)?;
     check_eq(op, "the output's columns", out.cols(), cols)?;
     check_below(op, "output row", index, out.rows())?;
-    Ok(&mut out.elements_mut()[index * cols..][..cols])
+    Ok(&mut out.elements_mut()?[index * cols..][..cols])
 }

@@ -7,7 +7,7 @@ use half::bf16;
 
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::isa::Isa;
-use crate::cpu::matrix::{Matrix, PANEL};
+use crate::cpu::matrix::{PackedMatrix, PANEL};
 use crate::cpu::pool::Worker;
 use crate::cpu::simd::dispatch;
 
@@ -34,7 +34,7 @@ pub struct Plan<'a> {
     height: usize,
     longer: usize,
     x: Prepared,
-    matrix: &'a Matrix,
+    matrix: &'a PackedMatrix,
     path: Path,
     kernels: Kernels,
     sink: Sink<'a>,
@@ -82,7 +82,7 @@ struct Accumulators([f32; TILES * ROWS * PANEL]);
 
 impl<'a> Plan<'a> {
     /// Spreads `rows`, at least one, evenly over as few tiles as the kernels allow: 12 as 6 + 6, not 8 + 4.
-    pub fn new(rows: usize, x: Prepared, matrix: &'a Matrix, path: Path, sink: Sink<'a>) -> Plan<'a> {
+    pub fn new(rows: usize, x: Prepared, matrix: &'a PackedMatrix, path: Path, sink: Sink<'a>) -> Plan<'a> {
         let kernels = kernels(path.isa, matrix.stored(), Order::of(matrix.compute(), path.isa));
         let tiles = rows.div_ceil(kernels.rows());
         Plan { tiles, height: rows / tiles, longer: rows % tiles, x, matrix, path, kernels, sink }

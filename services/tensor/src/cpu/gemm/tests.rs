@@ -6,7 +6,7 @@ use super::plan::K_BLOCK;
 use super::*;
 use crate::Dtype;
 use crate::cpu::bf16::{round, widen};
-use crate::cpu::matrix::MatrixBuilder;
+use crate::MatrixBuilder;
 use crate::cpu::pack::{Columns, Layout};
 
 mod accuracy;
@@ -46,7 +46,7 @@ struct Case {
     weights: Vec<f32>,
     bias: Option<Vec<f32>>,
     scale: f32,
-    matrix: Matrix,
+    matrix: PackedMatrix,
 }
 
 impl Case {

@@ -29,7 +29,7 @@ fn tensor(inputs: usize, outputs: usize, dtype: Dtype, layout: Layout) -> Vec<u8
 }
 
 /// Weight `[k, column]` of a packed matrix, read by the table in the module's head.
-fn unpack(matrix: &Matrix, k: usize, column: usize) -> f32 {
+fn unpack(matrix: &PackedMatrix, k: usize, column: usize) -> f32 {
     let panel = matrix.panel(column / PANEL);
     let column = column % PANEL;
     match matrix.stored() {

@@ -1,0 +1,53 @@
+// What the card can do at most: the limits that speeds are judged against.
+
+// Fills memory with `count` bf16 values uniform in (-1, 1): copying and multiplying zeros would draw less power and run
+// faster than real data. Any grid and block; a thread writes two values at a time.
+extern "C" __global__ void probe_fill_bf16(u32* to, u64 pairs, u32 seed) {
+  u64 stride = (u64)gridDim.x * blockDim.x;
+  for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < pairs; i += stride) {
+    u32 x = (u32)i * 0x9E3779B9u ^ (u32)(i >> 32) ^ seed;
+    x = (x ^ (x >> 16)) * 0x7FEB352Du;
+    x = (x ^ (x >> 15)) * 0x846CA68Bu;
+    x ^= x >> 16;
+    float low = (float)(int)(x << 16) * 0x1p-31f, high = (float)(int)x * 0x1p-31f;
+    to[i] = pack(low, high);
+  }
+}
+
+// Reads `count` times 16 bytes once, past the caches, and keeps the exclusive or of all of it. Any grid and block; a
+// thread has four loads in flight. `result` gets each thread's bits, so that no load can be left out.
+extern "C" __global__ void probe_read(const uint4* from, u64 count, u32* result) {
+  u64 stride = (u64)gridDim.x * blockDim.x, at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+  u32 bits = 0;
+  for (; at + 3 * stride < count; at += 4 * stride) {
+    uint4 a = __ldcs(from + at), b = __ldcs(from + at + stride);
+    uint4 c = __ldcs(from + at + 2 * stride), d = __ldcs(from + at + 3 * stride);
+    bits ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+  }
+  for (; at < count; at += stride) {
+    uint4 a = __ldcs(from + at);
+    bits ^= a.x ^ a.y ^ a.z ^ a.w;
+  }
+#pragma unroll
+  for (int lanes = 16; lanes; lanes >>= 1) bits ^= __shfl_xor_sync(~0u, bits, lanes);
+  if ((threadIdx.x & 31) == 0) atomicXor(result, bits);
+}
+
+// `turns` times 64 fused multiply-adds of f32 a thread, in eight chains. Any grid and block; `x` and `y` are unknown to
+// the compiler, and the sum is written where it is above any value that it can have.
+extern "C" __global__ void probe_fma(float* result, int turns, float x, float y) {
+  float chain[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) chain[i] = (float)(threadIdx.x + i) * 0.001f;
+  for (int turn = 0; turn < turns; turn++) {
+#pragma unroll
+    for (int step = 0; step < 8; step++) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) chain[i] = fmaf(x, chain[i], y);
+    }
+  }
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < 8; i++) sum += chain[i];
+  if (sum > 1e30f) *result = sum;
+}

@@ -1,0 +1,16 @@
+//! Attention over paged keys and values.
+
+use crate::cuda::Cuda;
+use crate::{Attention, Tensor, TensorError};
+
+impl Cuda {
+    pub(crate) fn attention(
+        &self,
+        _: &Tensor,
+        _: &Attention<'_>,
+        _: usize,
+        _: &mut Tensor,
+    ) -> Result<(), TensorError> {
+        Err(TensorError::OtherDevice)
+    }
+}

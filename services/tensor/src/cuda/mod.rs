@@ -1,0 +1,88 @@
+//! One NVIDIA card: the same operations as the CPU's, as kernels that are compiled for it at start.
+//!
+//! Operations only enqueue work on the card's compute stream; memory, kernels and plans are made at creation, so a
+//! sequence of operations can be recorded into a graph. Reading a tensor's rows waits for the stream.
+
+pub mod attention;
+pub mod card;
+pub mod compile;
+pub mod elementwise;
+pub mod evidence;
+pub mod gemm;
+pub mod graph;
+pub mod kv;
+pub mod launch;
+pub mod library;
+pub mod limits;
+pub mod matrix;
+pub mod memory;
+pub mod rope;
+pub mod rows;
+pub mod stream;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::TensorError;
+use crate::cuda::card::Card;
+
+pub use card::Counters;
+pub use graph::Graphs;
+pub use limits::CudaLimits;
+
+/// How to use a card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Which card, as the driver counts them.
+    pub ordinal: usize,
+    /// Refuse whatever could make a row's bits depend on other rows.
+    pub deterministic: bool,
+    /// Where compiled kernels and plans are kept from start to start; `None`: nowhere.
+    pub cache: Option<PathBuf>,
+}
+
+/// A card, its streams, and the kernels of all operations.
+pub struct Cuda {
+    card: Arc<Card>,
+    options: CudaOptions,
+    elementwise: elementwise::Kernels,
+    rope: rope::Kernels,
+    gemm: gemm::Gemm,
+    evidence: evidence::Kernels,
+}
+
+impl Cuda {
+    pub(crate) fn new(options: CudaOptions) -> Result<Cuda, TensorError> {
+        library::check()?;
+        let card = Arc::new(Card::open(&options)?);
+        Ok(Cuda {
+            elementwise: elementwise::Kernels::new(&card)?,
+            rope: rope::Kernels::new(&card)?,
+            gemm: gemm::Gemm::new(&card, &options)?,
+            evidence: evidence::Kernels::new(&card)?,
+            card,
+            options,
+        })
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        format!("cuda:{} {}", self.options.ordinal, self.card.name())
+    }
+
+    /// What a row's bits depend on besides the model: the card's model and the build.
+    pub(crate) fn path(&self) -> String {
+        let (major, minor) = self.card.capability();
+        format!("{} sm_{major}{minor}", self.card.name())
+    }
+
+    pub(crate) fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
