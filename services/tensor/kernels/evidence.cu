@@ -376,7 +376,8 @@ DEVICE void sum_chunk(Terms& shared, const Sum& sum, const Lists& lists, u32 chu
   if (threadIdx.x == 0) shared.top = 0;
   __syncthreads();
   u32 top = 0;
-  for (u32 at = threadIdx.x; at < chunks; at += SEARCH_THREADS) top = max(top, lists.tops[(u64)sum.list * chunks + at]);
+  const u32* tops = lists.tops + (u64)sum.list * chunks;
+  for (u32 at = threadIdx.x; at < chunks; at += SEARCH_THREADS) top = max(top, tops[at]);
   if (top) atomicMax(&shared.top, top);
   __syncthreads();
   double most = (double)logit_of(shared.top);
