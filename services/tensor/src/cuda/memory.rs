@@ -34,14 +34,21 @@ unsafe impl Sync for PinnedMemory {}
 impl DeviceMemory {
     /// `bytes` bytes, all zero.
     pub fn zeroed(context: &Arc<Context>, bytes: usize) -> Result<DeviceMemory, TensorError> {
+        let memory = DeviceMemory::unwritten(context, bytes)?;
+        // SAFETY: the area was just given.
+        check("cuMemsetD8", unsafe { result::memset_d8_sync(memory.address, 0, bytes.max(1)) })?;
+        // SAFETY: the null stream always lives. It zeroes while the host goes on, and no other stream waits for it.
+        check("cuStreamSynchronize", unsafe { result::stream::synchronize(std::ptr::null_mut()) })?;
+        Ok(memory)
+    }
+
+    /// `bytes` bytes with anything in them.
+    pub fn unwritten(context: &Arc<Context>, bytes: usize) -> Result<DeviceMemory, TensorError> {
         context.bind()?;
         context.count(|counters| &counters.allocations);
         // SAFETY: the context is current.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|error| refused(bytes, &error))?;
-        let memory = DeviceMemory { context: Arc::clone(context), address, bytes };
-        // SAFETY: the area was just given.
-        check("cuMemsetD8", unsafe { result::memset_d8_sync(address, 0, bytes) })?;
-        Ok(memory)
+        Ok(DeviceMemory { context: Arc::clone(context), address, bytes })
     }
 
     /// Its first byte's address on the card.
