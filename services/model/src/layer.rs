@@ -1,6 +1,6 @@
 //! One transformer layer. Sizes: t rows of the step, E hidden, Q all query heads, K all key (or value) heads, F inner.
 
-use asterism_tensor::{Attention, AttnSpan, Compute, Device, KvPool, Matrix, RopeTables, Tensor, Vector};
+use asterism_tensor::{Attention, Compute, Device, KvPool, Matrix, RopeTables, Rows, Tensor, Vector};
 
 use crate::ModelError;
 use crate::arch::LayerSources;
@@ -43,7 +43,7 @@ pub(crate) struct Work<'a> {
     pub spec: &'a DecoderSpec,
     /// The layer within the stage.
     pub index: usize,
-    pub spans: &'a [AttnSpan<'a>],
+    pub rows: &'a Rows,
     pub tables: &'a RopeTables,
 }
 
@@ -62,12 +62,12 @@ impl Layer {
     /// residual += attention(norm(residual)); residual += mlp(norm(residual)). In bf16 each operation's output is rounded, the
     /// residual after each addition too, so that a stage's edge may lie between any two layers.
     pub fn forward(&self, work: &Work<'_>, kv: &mut KvPool, buffers: &mut Buffers) -> Result<(), ModelError> {
-        let &Work { device, spec, index, spans, tables } = work;
+        let &Work { device, spec, index, rows, tables } = work;
         let Buffers { residual, normed, qkv, attended, delta, gate_up, product } = buffers;
         device.add_rms_norm(residual, None, &self.attention_norm, spec.norm_epsilon, normed)?;
         device.matmul(normed, &self.qkv, qkv)?;
-        device.rope_kv_write(qkv, spans, tables, kv, index)?;
-        let attention = Attention { kv, layer: index, spans, tables, scale: spec.attention_scale() };
+        device.rope_kv_write(qkv, rows, tables, kv, index)?;
+        let attention = Attention { kv, layer: index, rows, tables, scale: spec.attention_scale() };
         device.attention(qkv, &attention, attended)?;
         device.matmul(attended, &self.attention_out, delta)?;
         device.add_rms_norm(residual, Some(delta), &self.mlp_norm, spec.norm_epsilon, normed)?;

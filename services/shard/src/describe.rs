@@ -33,7 +33,7 @@ pub fn describe(config: &ShardConfig, info: &StageInfo, logits_slots: usize) -> 
             ComputeType::Bf16 => Compute::Bf16,
         }
         .into(),
-        path: info.path.to_owned(),
+        path: info.path.clone(),
         device: info.device.clone(),
         kv_blocks: narrow(info.kv_blocks),
         block_rows: narrow(BLOCK_ROWS),

@@ -145,7 +145,7 @@ impl LogitsRows {
             None => device.copy_row(raw, &mut self.processed, 0)?,
         }
         let mut bytes = Vec::with_capacity(self.processed.row_bytes());
-        self.processed.read_bytes(&mut bytes);
+        self.processed.read_bytes(&mut bytes)?;
         Ok(bytes.into())
     }
 

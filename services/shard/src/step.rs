@@ -113,7 +113,8 @@ impl Reign {
             return Err(Failure::new(Reason::Internal, "there is no edge to the next stage"));
         };
         let mut bytes = Vec::with_capacity(step.rows() * machine.stage.info().row_bytes());
-        self.clock.time(Doing::Computing, || machine.stage.read_hidden(&mut bytes));
+        let read = self.clock.time(Doing::Computing, || machine.stage.read_hidden(&mut bytes));
+        read.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
         let sending = sender.send(StepBytes { step: step.id, bytes: bytes.into() });
         let sent = self.clock.time(Doing::WaitingForOutput, || machine.runtime.block_on(sending));
         sent.map_err(|error| Epoch::edge_failure(&error))

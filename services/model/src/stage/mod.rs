@@ -9,7 +9,7 @@ mod ropes;
 
 use std::ops::{ControlFlow, Range};
 
-use asterism_tensor::{BLOCK_ROWS, Compute, Device, Dtype, Embedding, KvPool, Matrix, Tensor, Vector};
+use asterism_tensor::{BLOCK_ROWS, Compute, Device, Dtype, Embedding, Indices, KvPool, Matrix, Rows, RowsRoom, Tensor, Vector};
 
 pub use self::batch::{Batch, Input, Output, Span};
 pub(crate) use self::load::Loader;
@@ -27,6 +27,8 @@ const DEFAULT_SEQUENCES: usize = 4;
 const DEFAULT_TOKENS: usize = 32_768;
 /// Planners keep a few bytes for each block, so their number has a bound.
 const MOST_BLOCKS: usize = 1 << 22;
+/// Block tables are kept for so many of the longest sequences in a step.
+const MOST_SPANS: usize = 128;
 
 /// Which part of a model to load, and how.
 #[derive(Clone, Debug)]
@@ -61,7 +63,7 @@ pub struct StageInfo {
     /// The device in words.
     pub device: String,
     /// The instruction path, where several give different bits.
-    pub path: &'static str,
+    pub path: String,
     /// Blocks in the KV pool, of [`BLOCK_ROWS`] rows each.
     pub kv_blocks: usize,
     /// The most rows of a step.
@@ -100,6 +102,8 @@ pub struct Stage {
     kv: KvPool,
     ropes: Ropes,
     buffers: Buffers,
+    rows: Rows,
+    ids: Indices,
 }
 
 /// The final norm and the head, and their buffers.
@@ -107,6 +111,7 @@ pub struct Stage {
 struct Head {
     norm: Vector,
     matrix: Matrix,
+    wanted: Indices,
     rows: Tensor,
     normed: Tensor,
     logits: Tensor,
@@ -175,6 +180,11 @@ impl Stage {
             spec,
         };
         let ropes = Ropes::new(&device, &info)?;
+        // Every row may belong to a sequence of its own, and each may be as long as any.
+        let sequences = options.max_rows.min(MOST_SPANS);
+        let blocks = (sequences * options.max_context.div_ceil(BLOCK_ROWS)).max(kv_blocks);
+        let rows = device.rows(RowsRoom { rows: options.max_rows, blocks })?;
+        let ids = device.indices(options.max_rows)?;
         Ok(Self {
             info,
             device,
@@ -184,6 +194,8 @@ impl Stage {
             kv,
             ropes,
             buffers,
+            rows,
+            ids,
         })
     }
 
@@ -203,8 +215,8 @@ impl Stage {
     }
 
     /// Appends the latest step's residual stream to `out`: what the next stage takes as [`Input::Hidden`].
-    pub fn read_hidden(&self, out: &mut Vec<u8>) {
-        self.buffers.residual.read_bytes(out);
+    pub fn read_hidden(&self, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        Ok(self.buffers.residual.read_bytes(out)?)
     }
 
     /// The keys and values, keys rotated with the table of their block.
@@ -224,11 +236,13 @@ impl Stage {
         let spec = &self.info.spec;
         let placed = self.ropes.place(&self.device, batch, &self.info)?;
         let spans: Vec<_> = placed.iter().map(PlacedSpan::as_attention).collect();
+        self.device.place(&spans, &self.kv, self.ropes.tables(), &mut self.rows)?;
         match (input, &self.embedding) {
             (Input::Hidden(bytes), _) => self.buffers.residual.write_bytes(bytes)?,
             (Input::Tokens, Some(embedding)) => {
                 let ids: Vec<u32> = batch.spans.iter().flat_map(|span| span.token_ids).copied().collect();
-                self.device.embed(&ids, embedding, spec.embedding_scale, &mut self.buffers.residual)?;
+                self.device.write_indices(&ids, ids.len(), &mut self.ids)?;
+                self.device.embed(&self.ids, embedding, spec.embedding_scale, &mut self.buffers.residual)?;
             }
             (Input::Tokens, None) => return Err(BatchError::InputKind.into()),
         }
@@ -240,7 +254,7 @@ impl Stage {
         };
         beat(0, &self.buffers.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let work = Work { device: &self.device, spec, index, spans: &spans, tables: self.ropes.tables() };
+            let work = Work { device: &self.device, spec, index, rows: &self.rows, tables: self.ropes.tables() };
             layer.forward(&work, &mut self.kv, &mut self.buffers)?;
             beat(index + 1, &self.buffers.residual)?;
         }
@@ -273,7 +287,8 @@ impl Head {
     ) -> Result<Self, ModelError> {
         let rows = || device.tensor(options.compute.dtype(), options.evidence_rows, spec.hidden);
         let logits = device.tensor(Dtype::F32, options.evidence_rows, spec.vocab)?;
-        Ok(Self { norm, matrix, rows: rows()?, normed: rows()?, logits })
+        let wanted = device.indices(options.evidence_rows)?;
+        Ok(Self { norm, matrix, wanted, rows: rows()?, normed: rows()?, logits })
     }
 
     /// Logits of the rows `wanted` of the residual stream.
@@ -288,7 +303,8 @@ impl Head {
             self.logits.set_rows(0)?;
             return Ok(Output::Logits { rows: 0 });
         }
-        device.gather_rows(residual, wanted, &mut self.rows)?;
+        device.write_indices(wanted, wanted.len(), &mut self.wanted)?;
+        device.gather_rows(residual, &self.wanted, &mut self.rows)?;
         device.add_rms_norm(&mut self.rows, None, &self.norm, spec.norm_epsilon, &mut self.normed)?;
         device.head(&self.normed, &self.matrix, spec.logit_scale, &mut self.logits)?;
         Ok(Output::Logits { rows: wanted.len() })

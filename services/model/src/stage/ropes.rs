@@ -18,6 +18,7 @@ pub(super) struct Ropes {
 pub(super) struct PlacedSpan<'a> {
     first_row: usize,
     first_position: usize,
+    prompt_rows: usize,
     blocks: &'a [u32],
     /// One a row.
     row_tables: Vec<u16>,
@@ -31,6 +32,7 @@ impl PlacedSpan<'_> {
             first_row: self.first_row,
             rows: self.row_tables.len(),
             first_position: self.first_position,
+            prompt_rows: self.prompt_rows,
             blocks: self.blocks,
             row_tables: &self.row_tables,
             block_tables: &self.block_tables,
@@ -69,7 +71,8 @@ impl Ropes {
             ids = ids.max(row_tables.last().map_or(0, |&id| usize::from(id) + 1));
             let rows = row_tables.len();
             let first_position = span.first_position;
-            placed.push(PlacedSpan { first_row, first_position, blocks, row_tables, block_tables });
+            let prompt_rows = span.prompt_len.saturating_sub(first_position).min(rows);
+            placed.push(PlacedSpan { first_row, first_position, prompt_rows, blocks, row_tables, block_tables });
             first_row += rows;
         }
         if ids > self.ids {
