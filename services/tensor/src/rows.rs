@@ -1,6 +1,7 @@
 //! The rows of a step: where they are in their sequences and in the KV pool, and lists of row numbers and ids.
 
 use crate::cuda::rows::CudaRows;
+use crate::cuda::upload::Upload;
 use crate::error::{check_below, check_eq};
 use crate::kv::BLOCK_ROWS;
 use crate::{AttnSpan, KvPool, RopeTables, TensorError};
@@ -41,7 +42,8 @@ pub(crate) struct PlacedSpan {
 pub struct Indices {
     pub(crate) capacity: usize,
     pub(crate) host: Vec<u32>,
-    pub(crate) card: Option<crate::cuda::memory::DeviceMemory>,
+    /// The same on a card, where one computes.
+    pub(crate) card: Option<Upload>,
 }
 
 // === impl Rows ===
@@ -137,6 +139,6 @@ impl Indices {
 
     /// Where they are on the card.
     pub(crate) fn address(&self) -> Result<u64, TensorError> {
-        self.card.as_ref().map(|memory| memory.address()).ok_or(TensorError::OtherDevice)
+        self.card.as_ref().map(Upload::address).ok_or(TensorError::OtherDevice)
     }
 }

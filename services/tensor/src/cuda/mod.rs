@@ -19,6 +19,7 @@ pub mod memory;
 pub mod rope;
 pub mod rows;
 pub mod stream;
+pub mod upload;
 
 use std::fmt;
 use std::path::PathBuf;

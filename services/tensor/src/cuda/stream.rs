@@ -134,6 +134,16 @@ impl Event {
         check("cuEventSynchronize", unsafe { result::event::synchronize(self.event) })
     }
 
+    /// Whether what was marked is done.
+    pub fn is_done(&self) -> Result<bool, TensorError> {
+        self.context.bind()?;
+        // SAFETY: the event lives.
+        match unsafe { result::event::query(self.event) } {
+            Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            answer => check("cuEventQuery", answer).map(|()| true),
+        }
+    }
+
     /// Milliseconds from this event to a later one; both are done and tell time.
     pub fn milliseconds_to(&self, later: &Event) -> Result<f32, TensorError> {
         // SAFETY: both events live.
