@@ -54,6 +54,16 @@ impl Device {
         }
     }
 
+    /// Bytes of the memory of card `ordinal`, free and in all, before anything is put there.
+    pub fn card_memory(ordinal: usize) -> Result<(u64, u64), TensorError> {
+        crate::cuda::memory_of(ordinal)
+    }
+
+    /// Rows of memory that a card's tensor of up to `rows` rows takes: multiplications compute whole tiles.
+    pub fn padded_rows(rows: usize) -> usize {
+        if rows <= 64 { 64 } else { rows.checked_next_multiple_of(128).unwrap_or(usize::MAX) }
+    }
+
     /// Bytes of its own memory, free and in all; `None` where that is the host's.
     pub fn memory(&self) -> Result<Option<(u64, u64)>, TensorError> {
         match self {

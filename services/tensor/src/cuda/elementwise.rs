@@ -10,7 +10,7 @@ use crate::cuda::launch::{Arg, Grid, Kernel, Module};
 use crate::cuda::memory::DeviceMemory;
 use crate::cuda::upload::Upload;
 use crate::storage::Storage;
-use crate::{Dtype, Embedding, Indices, Tensor, TensorError};
+use crate::{Device, Dtype, Embedding, Indices, Tensor, TensorError};
 
 /// Kernels of this theme.
 #[derive(Debug)]
@@ -83,8 +83,7 @@ impl Cuda {
     /// Zeros, with no row in use. A multiplication may compute rows beyond those in use, up to its next bucket, so
     /// there is memory for those too.
     pub(crate) fn tensor(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Tensor, TensorError> {
-        let padded = if rows <= 64 { 64 } else { rows.checked_next_multiple_of(128).unwrap_or(usize::MAX) };
-        let bytes = Tensor::bytes(dtype, padded, cols)?;
+        let bytes = Tensor::bytes(dtype, Device::padded_rows(rows), cols)?;
         let memory = DeviceMemory::zeroed(self.card().context(), bytes)?;
         Ok(Tensor::with(dtype, [rows, cols], Storage::Card(memory)))
     }

@@ -53,6 +53,12 @@ pub struct Cuda {
     evidence: evidence::Kernels,
 }
 
+/// Bytes of a card's memory: free, and in all.
+pub(crate) fn memory_of(ordinal: usize) -> Result<(u64, u64), TensorError> {
+    library::check()?;
+    Card::open(&CudaOptions { ordinal, deterministic: false, cache: None })?.memory()
+}
+
 impl Cuda {
     pub(crate) fn new(options: CudaOptions) -> Result<Cuda, TensorError> {
         library::check()?;
