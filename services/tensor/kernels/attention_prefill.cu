@@ -102,8 +102,8 @@ struct Rows {
   float peak[2], sum[2], fade[2];  // fade: what the sums so far are multiplied by
 };
 
-// Turns scores into weights 2^(score · scale − peak), masked where a key lies beyond the row. scores[4 i + 2 r + c]:
-// row r, key `key` + 8 i + c.
+// Turns scores into weights 2^(score · scale − peak), masked where a key lies beyond the row.
+// scores[4 i + 2 r + c]: row r, key `key` + 8 i + c.
 template <int KEYS>
 DEVICE void weigh(float* scores, Rows& rows, int key, const int* position, bool masked, float scale) {
   if (masked) {
@@ -189,16 +189,17 @@ struct Cursor {
   }
 };
 
-// The items of a launch: tile by tile as they come (longest first), their heads side by side, dealt to blocks there and
-// back, so that each gets long and short ones.
+// The items of a launch: tile by tile as they come (longest first), their heads side by side, dealt to blocks there
+// and back, so that each gets long and short ones.
+struct Item { Tile tile; int head; };
 struct Items {
   const Tile* tiles;
   int tiles_count, heads;
-  DEVICE bool at(int round, Tile& tile, int& head) const {
-    int place = (round & 1) ? gridDim.x - 1 - blockIdx.x : blockIdx.x, item = round * gridDim.x + place;
-    if (item >= tiles_count * heads) return false;
-    tile = tiles[item / heads];
-    head = item % heads;
+  DEVICE bool at(int round, Item& item) const {
+    int place = (round & 1) ? gridDim.x - 1 - blockIdx.x : blockIdx.x, index = round * gridDim.x + place;
+    if (index >= tiles_count * heads) return false;
+    item.tile = tiles[index / heads];
+    item.head = index % heads;
     return true;
   }
 };
@@ -216,34 +217,39 @@ DEVICE void clear_values(u32 values, int first, int end, int lane) {
 // One warp: queries of each item, then its keys and values, as fast as stages become free.
 DEVICE void produce(const Ring& ring, const Items& items, const TensorMap* queries, const u8* kv,
                     const int* __restrict__ blocks, int group) {
-  int lane = threadIdx.x & 31, kv_heads = items.heads / group, head;
+  int lane = threadIdx.x & 31, kv_heads = items.heads / group;
   Cursor cursor = {0, 0};
   u32 tails = 0;
-  Tile tile;
-  for (int round = 0; items.at(round, tile, head); round++) {
+  Item item;
+  for (int round = 0; items.at(round, item); round++) {
+    const Tile& tile = item.tile;
     int last = tile.first_position + tile.rows - 1, last_block = last / BLOCK_ROWS;
-    barrier_wait(ring.queries_empty(), (round & 1) ^ 1);
-    if (lane == 0) {
-      barrier_expect(ring.queries_full(), TILE_ROWS * HEAD_DIM * ELEMENT_BYTES);
-#pragma unroll
-      for (int line = 0; line < HEAD_DIM / 64; line++) {
-        copy_box(ring.queries + line * QUERY_LINE_BYTES, queries, ring.queries_full(), head * HEAD_DIM + line * 64,
-                 tile.first_row, L2_EVICT_FIRST);
-      }
-    }
     const int* table = blocks + tile.blocks_at;
     for (int first = 0; first <= last_block; first += TILE_KEYS / BLOCK_ROWS, cursor.step()) {
       // Blocks beyond the last row's are not touched; their keys are masked, whatever rests in this memory.
       int count = min(TILE_KEYS / BLOCK_ROWS, last_block - first + 1);
       bool mine = lane < count;
       const u8* from = kv;
-      if (mine) from += ((u64)table[first + lane] * kv_heads + head / group) * (2 * PART_BYTES);
+      if (mine) from += ((u64)table[first + lane] * kv_heads + item.head / group) * (2 * PART_BYTES);
       u32 to = cursor.stage * TILE_BYTES + lane * PART_BYTES;
 
       barrier_wait(ring.keys_empty(cursor.stage), cursor.phase ^ 1);
       if (lane == 0) barrier_expect(ring.keys_full(cursor.stage), count * PART_BYTES);
       __syncwarp();
       if (mine) copy_bulk(ring.keys + to, from, PART_BYTES, ring.keys_full(cursor.stage), L2_EVICT_LAST);
+
+      if (first == 0) {
+        barrier_wait(ring.queries_empty(), (round & 1) ^ 1);
+        if (lane == 0) {
+          barrier_expect(ring.queries_full(), TILE_ROWS * HEAD_DIM * ELEMENT_BYTES);
+#pragma unroll
+          for (int line = 0; line < HEAD_DIM / 64; line++) {
+            copy_box(ring.queries + line * QUERY_LINE_BYTES, queries, ring.queries_full(),
+                     item.head * HEAD_DIM + line * 64, tile.first_row, L2_EVICT_FIRST);
+          }
+        }
+        __syncwarp();
+      }
 
       // Values beyond the last row may be anything, NaN too, and a weight of 0 does not cure that: they become 0.
       int rows = last + 1 - first * BLOCK_ROWS;
@@ -264,52 +270,59 @@ DEVICE void produce(const Ring& ring, const Items& items, const TensorMap* queri
   }
 }
 
-// A warpgroup's 64 rows of each item. Products with the next tile's keys begin before those with this tile's values, so
-// that weights are computed beside products.
+// A warpgroup's 64 rows of each item. Products with the next tile's keys begin before those with this tile's values,
+// so that weights are computed beside products.
 struct Consumer {
   const Ring& ring;
   float scale;
   u32 queries;
   bool leader;
   Cursor cursor;  // of the tile whose scores are, or become, weights
-  int key, position[2], first_position;
+  int key, position[2], first_position, final_tile;
   Rows rows;
-  float scores[TILE_KEYS / 2], sums[HEAD_DIM / 2];
+  float sums[HEAD_DIM / 2];
   u32 weights[TILE_KEYS / 4];
 
-  DEVICE void free_keys(const Cursor& of) const {
-    if (leader) barrier_arrive(ring.keys_empty(of.stage));
+  // The keys, and with the last tile's the queries: the next item's may come.
+  DEVICE void free_scored(int tile) const {
+    if (!leader) return;
+    barrier_arrive(ring.keys_empty(cursor.stage));
+    if (tile == final_tile) barrier_arrive(ring.queries_empty());
   }
   DEVICE void free_values(const Cursor& of) const {
     if (leader) barrier_arrive(ring.values_empty(of.stage));
   }
-  template <int KEYS> DEVICE void scores_to_weights(int tile) {
+  // `scores` are the caller's own: kept from tile to tile, they would count as what the next products start from.
+  template <int KEYS> DEVICE void scores_to_weights(float* scores, int tile) {
     bool masked = tile * TILE_KEYS + KEYS - 1 > first_position;
     weigh<KEYS>(scores, rows, tile * TILE_KEYS + key, position, masked, scale);
   }
 
   // The first tile's weights.
   template <int KEYS> DEVICE void first() {
+    float scores[KEYS / 2];
     barrier_wait(ring.keys_full(cursor.stage), cursor.phase);
     begin_scores<KEYS>(scores, queries, ring.keys + cursor.stage * TILE_BYTES);
     products_wait<0>();
     products_settle<KEYS / 2>(scores);
-    free_keys(cursor);
-    scores_to_weights<KEYS>(0);
+    free_scored(0);
+    scores_to_weights<KEYS>(scores, 0);
     pack_weights<KEYS>(weights, scores);
   }
   // The weights of tile `tile`, of which KEYS are seen, and the sums of the whole tile before it.
   template <int KEYS> DEVICE void next(int tile) {
+    float scores[KEYS / 2];
     Cursor before = cursor;
     cursor.step();
+    // These values came before the keys. Waiting between the products would make the compiler run them one by one.
+    barrier_wait(ring.values_full(before.stage), before.phase);
     barrier_wait(ring.keys_full(cursor.stage), cursor.phase);
     begin_scores<KEYS>(scores, queries, ring.keys + cursor.stage * TILE_BYTES);
-    barrier_wait(ring.values_full(before.stage), before.phase);
     begin_values<TILE_KEYS>(sums, weights, ring.values + before.stage * TILE_BYTES);
     products_wait<1>();
     products_settle<KEYS / 2>(scores);
-    free_keys(cursor);
-    scores_to_weights<KEYS>(tile);
+    free_scored(tile);
+    scores_to_weights<KEYS>(scores, tile);
     products_wait<0>();
     products_settle<HEAD_DIM / 2>(sums);
     free_values(before);
@@ -329,7 +342,7 @@ struct Consumer {
   // A tile that no row of this warpgroup sees. Its barriers are waited for all the same, to stay in step.
   DEVICE void pass() {
     barrier_wait(ring.keys_full(cursor.stage), cursor.phase);
-    free_keys(cursor);
+    if (leader) barrier_arrive(ring.keys_empty(cursor.stage));
     barrier_wait(ring.values_full(cursor.stage), cursor.phase);
     free_values(cursor);
     cursor.step();
@@ -337,7 +350,7 @@ struct Consumer {
 
   // All tiles for rows whose last stands at `end`.
   DEVICE void attend(int end) {
-    int whole = end / TILE_KEYS;
+    int whole = final_tile = end / TILE_KEYS;
     bool half = end % TILE_KEYS < HALF_KEYS;
     if (!half) whole++;
 #pragma unroll
@@ -376,13 +389,17 @@ struct Consumer {
 };
 
 DEVICE void consume(const Ring& ring, const Items& items, float scale, u16* out) {
-  int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, lane = thread & 31, head;
+  int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, lane = thread & 31;
   int row = group * GROUP_ROWS + (thread >> 5) * 16 + (lane >> 2);
   u32 queries = ring.queries + group * (GROUP_ROWS / 8) * ATOM_BYTES;
   Consumer consumer = {ring, scale, queries, thread == 0, {0, 0}, (lane & 3) * 2};
   u64 stride = (u64)items.heads * HEAD_DIM;
-  Tile tile;
-  for (int round = 0; items.at(round, tile, head); round++) {
+  Item item, next;
+  bool more = items.at(0, next);
+  for (int round = 0; more; round++) {
+    item = next;
+    more = items.at(round + 1, next);  // on its way while this one is computed
+    const Tile& tile = item.tile;
     int tiles = (tile.first_position + tile.rows - 1) / TILE_KEYS + 1, done = 0;
     int mine = min(GROUP_ROWS, tile.rows - group * GROUP_ROWS);
     barrier_wait(ring.queries_full(), round & 1);
@@ -393,11 +410,12 @@ DEVICE void consume(const Ring& ring, const Items& items, float scale, u16* out)
       int end = consumer.first_position + mine - 1;
       consumer.attend(end);
       done = end / TILE_KEYS + 1;
+    } else if (thread == 0) {
+      barrier_arrive(ring.queries_empty());
     }
-    if (thread == 0) barrier_arrive(ring.queries_empty());
     for (; done < tiles; done++) consumer.pass();
     if (mine > 0) {
-      u16* to = out + (u64)(tile.first_row + row) * stride + head * HEAD_DIM + (lane & 3) * 2;
+      u16* to = out + (u64)(tile.first_row + row) * stride + item.head * HEAD_DIM + (lane & 3) * 2;
       consumer.store(to, stride, tile.rows - row);
     }
   }
