@@ -45,7 +45,8 @@ struct Part {
 DEVICE void copy_tile(u32 stage, const u8* kv, const int* table, u64 block_bytes, int first_block, int last) {
   constexpr int BLOCK_CHUNKS = 2 * PART_BYTES / 16, CHUNKS = TILE_BLOCKS * BLOCK_CHUNKS;
   static_assert(CHUNKS % (WARPS * 32) == 0, "every thread copies as much");
-#pragma unroll(HEAD_DIM > 128 ? 2 : 8)  // where registers are few
+  constexpr int UNROLL = HEAD_DIM > 128 ? 2 : 8;  // registers are few for wide heads
+#pragma unroll UNROLL
   for (int i = 0; i < CHUNKS / (WARPS * 32); i++) {
     int chunk = i * (WARPS * 32) + threadIdx.x, block = chunk / BLOCK_CHUNKS, at = chunk % BLOCK_CHUNKS * 16;
     int row = at % PART_BYTES / EIGHT_BYTES * 8 + at % ATOM_BYTES / (2 * LINE);

@@ -1,5 +1,7 @@
 //! Attention over paged keys and values.
 
+pub mod prefill;
+
 use crate::cuda::Cuda;
 use crate::{Attention, Tensor, TensorError};
 
