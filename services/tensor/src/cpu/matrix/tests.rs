@@ -1,7 +1,7 @@
 use std::num::NonZeroUsize;
 
 use super::*;
-use crate::cpu::pack::Layout;
+use crate::cpu::pack::{Columns, Layout};
 
 fn pool(threads: usize) -> Pool {
     Pool::new(NonZeroUsize::new(threads).unwrap()).unwrap()
@@ -61,7 +61,7 @@ fn every_weight_lands_in_its_place() {
                         let stored = if compute == Compute::Bf16 { Dtype::Bf16 } else { dtype };
                         assert_eq!(matrix.stored(), stored);
                         assert_eq!((matrix.inputs(), matrix.outputs()), (inputs, outputs));
-                        assert_eq!(matrix.bytes(), Matrix::bytes_of(inputs, outputs, stored));
+                        assert_eq!(matrix.bytes(), PackedMatrix::bytes_of(inputs, outputs, stored));
                         for column in 0..matrix.panels() * PANEL {
                             for k in 0..inputs.next_multiple_of(2) {
                                 let inside = column < outputs && k < inputs;
@@ -131,7 +131,7 @@ fn bf16_compute_rounds_once_and_flushes_denormals() {
         [0x0001_u16, 0x8001, 0x007f, 0x0080, 0x3f80].iter().flat_map(|bits| bits.to_le_bytes()).collect();
     let flushed = build(&denormals, Dtype::Bf16, Compute::Bf16);
     let kept = build(&denormals, Dtype::Bf16, Compute::F32);
-    let bits = |matrix: &Matrix| [0, 1, 2, 3, 4].map(|column| unpack(matrix, 0, column).to_bits() >> 16);
+    let bits = |matrix: &PackedMatrix| [0, 1, 2, 3, 4].map(|column| unpack(matrix, 0, column).to_bits() >> 16);
     assert_eq!(bits(&flushed), [0, 0x8000, 0, 0x0080, 0x3f80]);
     assert_eq!(bits(&kept), [0x0001, 0x8001, 0x007f, 0x0080, 0x3f80]);
 }
