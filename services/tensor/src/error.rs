@@ -134,6 +134,12 @@ pub enum TensorError {
         /// Its answer.
         message: String,
     },
+    /// All buffers of an edge are in use.
+    #[error("all {buffers} buffers of an edge are in use")]
+    NoBuffer {
+        /// How many there are.
+        buffers: usize,
+    },
     /// An instruction set was asked for that this processor lacks.
     #[error("this processor has no {isa} instructions")]
     IsaUnavailable {
@@ -156,6 +162,13 @@ pub enum TensorError {
         /// Its answer.
         source: io::Error,
     },
+}
+
+impl TensorError {
+    /// Whether a card has failed: nothing that it was given can be relied on, nor anything that it will be given.
+    pub fn is_device_failure(&self) -> bool {
+        matches!(self, TensorError::Cuda { .. })
+    }
 }
 
 /// Refuses a size that differs.

@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod card;
 pub mod compile;
+pub mod edge;
 pub mod elementwise;
 pub mod evidence;
 pub mod gemm;
