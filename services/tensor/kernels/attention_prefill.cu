@@ -89,6 +89,8 @@ template <int COUNT> DEVICE void products_settle(float* d) {
 #pragma unroll
   for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
+// Waits for the 128 threads that name the same barrier.
+DEVICE void warpgroup_wait(int barrier) { asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory"); }
 // Describes a matrix of 128-byte-swizzled atoms: `line`, from 64 columns to the next (where columns are innermost);
 // `eight`, from 8 rows to the next. In bytes; a descriptor counts in 16.
 DEVICE u64 atoms(u32 at, u32 line, u32 eight) {
@@ -274,6 +276,7 @@ DEVICE void produce(const Ring& ring, const Items& items, const TensorMap* queri
 // so that weights are computed beside products.
 struct Consumer {
   const Ring& ring;
+  int group;
   float scale;
   u32 queries;
   bool leader;
@@ -339,14 +342,18 @@ struct Consumer {
     free_values(cursor);
     cursor.step();
   }
-  // A tile that no row of this warpgroup sees. Its barriers are waited for all the same, to stay in step.
+  // A tile that no row of this warpgroup sees. Its barriers are waited for all the same, by all warps (which products
+  // would have brought together): who falls behind by two phases takes them for none.
   DEVICE void pass() {
     barrier_wait(ring.keys_full(cursor.stage), cursor.phase);
-    if (leader) barrier_arrive(ring.keys_empty(cursor.stage));
     barrier_wait(ring.values_full(cursor.stage), cursor.phase);
+    gather();
+    if (leader) barrier_arrive(ring.keys_empty(cursor.stage));
     free_values(cursor);
     cursor.step();
   }
+  // Waits for all warps of the warpgroup.
+  DEVICE void gather() const { warpgroup_wait(1 + group); }
 
   // All tiles for rows whose last stands at `end`.
   DEVICE void attend(int end) {
@@ -392,7 +399,7 @@ DEVICE void consume(const Ring& ring, const Items& items, float scale, u16* out)
   int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, lane = thread & 31;
   int row = group * GROUP_ROWS + (thread >> 5) * 16 + (lane >> 2);
   u32 queries = ring.queries + group * (GROUP_ROWS / 8) * ATOM_BYTES;
-  Consumer consumer = {ring, scale, queries, thread == 0, {0, 0}, (lane & 3) * 2};
+  Consumer consumer = {ring, group, scale, queries, thread == 0, {0, 0}, (lane & 3) * 2};
   u64 stride = (u64)items.heads * HEAD_DIM;
   Item item, next;
   bool more = items.at(0, next);
@@ -410,8 +417,9 @@ DEVICE void consume(const Ring& ring, const Items& items, float scale, u16* out)
       int end = consumer.first_position + mine - 1;
       consumer.attend(end);
       done = end / TILE_KEYS + 1;
-    } else if (thread == 0) {
-      barrier_arrive(ring.queries_empty());
+    } else {
+      consumer.gather();
+      if (thread == 0) barrier_arrive(ring.queries_empty());
     }
     for (; done < tiles; done++) consumer.pass();
     if (mine > 0) {
