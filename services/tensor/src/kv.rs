@@ -18,6 +18,7 @@ use half::bf16;
 
 use crate::cpu::kv;
 use crate::cuda;
+use crate::cuda::attention::TiledPool;
 use crate::storage::Storage;
 use crate::error::{TensorError, check_below};
 use crate::{Compute, Dtype};
@@ -49,6 +50,7 @@ pub struct KvSpec {
 pub struct KvPool {
     layout: Layout,
     storage: Storage,
+    tiled: Option<Box<TiledPool>>,
 }
 
 /// One position of one head in a pool.
@@ -137,7 +139,17 @@ impl KvPool {
             return Err(TensorError::Setting { op: "kv pool", what: "kv_heads", rule: "1 or more" });
         }
         let bytes = blocks.saturating_mul(KvPool::bytes_per_block(&spec));
-        Ok(KvPool { layout: Layout { spec, blocks }, storage: storage(bytes)? })
+        Ok(KvPool { layout: Layout { spec, blocks }, storage: storage(bytes)?, tiled: None })
+    }
+
+    /// The same pool with what attention over tiled blocks needs.
+    pub(crate) fn with_tiled(self, tiled: Option<TiledPool>) -> KvPool {
+        KvPool { tiled: tiled.map(Box::new), ..self }
+    }
+
+    /// What attention over tiled blocks needs, where a card has these.
+    pub(crate) fn tiled(&self) -> Option<&TiledPool> {
+        self.tiled.as_deref()
     }
 
     /// Bytes of one block over all layers.

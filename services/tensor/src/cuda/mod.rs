@@ -52,6 +52,7 @@ pub struct Cuda {
     rope: rope::Kernels,
     gemm: gemm::Gemm,
     evidence: evidence::Kernels,
+    attention: attention::Kernels,
 }
 
 /// Bytes of a card's memory: free, and in all.
@@ -69,6 +70,7 @@ impl Cuda {
             rope: rope::Kernels::new(&card)?,
             gemm: gemm::Gemm::new(&card, &options)?,
             evidence: evidence::Kernels::new(&card)?,
+            attention: attention::Kernels::new(&card)?,
             card,
             options,
         })
