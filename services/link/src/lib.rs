@@ -134,6 +134,13 @@ impl Receiver {
         }
     }
 
+    /// The next step, if it is whole already. Never waits; an edge that has ended is told by [`Receiver::receive`] alone.
+    pub fn try_receive(&mut self) -> Option<StepBytes> {
+        match self {
+            Self::Grpc(receiver) => receiver.try_receive(),
+        }
+    }
+
     /// Gives the credit of one received step back.
     pub fn consumed(&mut self) {
         match self {

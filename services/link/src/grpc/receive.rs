@@ -138,6 +138,10 @@ impl GrpcReceiver {
         }
     }
 
+    pub(crate) fn try_receive(&mut self) -> Option<StepBytes> {
+        self.steps.try_recv().ok()
+    }
+
     pub(crate) fn consumed(&mut self) {
         self.owed.fetch_add(1, Ordering::AcqRel);
         // Fails only if the peer is gone, which `receive` tells.

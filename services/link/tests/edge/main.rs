@@ -61,6 +61,25 @@ async fn all_credits_can_be_used_before_anything_is_received() {
 }
 
 #[tokio::test]
+async fn a_step_that_is_there_is_received_without_waiting() {
+    for kind in KINDS {
+        let Peers { mut sender, mut receiver, .. } = Peers::joined(kind).await;
+        assert_eq!(receiver.try_receive(), None, "nothing was sent");
+        sender.send(step(1, 5)).await.expect("the edge is open");
+        sender.send(step(2, peers::LARGEST as usize)).await.expect("the edge is open");
+        assert!(receiver.receive().await.expect("sent") == step(1, 5));
+        let largest = loop {
+            match receiver.try_receive() {
+                Some(step) => break step,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert!(largest == step(2, peers::LARGEST as usize));
+        assert_eq!(receiver.try_receive(), None, "all was received");
+    }
+}
+
+#[tokio::test]
 async fn a_step_of_the_wrong_size_is_refused_before_it_is_sent() {
     for kind in KINDS {
         let Peers { mut sender, mut receiver, .. } = Peers::joined(kind).await;

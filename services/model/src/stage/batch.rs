@@ -1,6 +1,6 @@
 //! What a stage is asked to compute at once.
 
-use asterism_tensor::BLOCK_ROWS;
+use asterism_tensor::{BLOCK_ROWS, Staged};
 
 use super::StageInfo;
 use crate::error::BatchError;
@@ -34,6 +34,8 @@ pub enum Input<'a> {
     Tokens,
     /// The residual stream `[rows, hidden]` of the stage before, row-major, little-endian, in the compute type.
     Hidden(&'a [u8]),
+    /// The same, staged on its way to the device.
+    Staged(&'a Staged),
 }
 
 /// What a step left behind on the device.
@@ -77,12 +79,8 @@ impl Batch<'_> {
         }
         match input {
             Input::Tokens if info.is_first() => {}
-            Input::Hidden(bytes) if !info.is_first() => {
-                let (found, expected) = (bytes.len(), rows * info.row_bytes());
-                if found != expected {
-                    return Err(BatchError::Input { found, expected });
-                }
-            }
+            Input::Hidden(bytes) if !info.is_first() => check_input(bytes.len(), rows * info.row_bytes())?,
+            Input::Staged(staged) if !info.is_first() => check_input(staged.bytes(), rows * info.row_bytes())?,
             _ => return Err(BatchError::InputKind),
         }
         for (index, span) in self.spans.iter().enumerate() {
@@ -90,6 +88,10 @@ impl Batch<'_> {
         }
         Ok(())
     }
+}
+
+fn check_input(found: usize, expected: usize) -> Result<(), BatchError> {
+    if found == expected { Ok(()) } else { Err(BatchError::Input { found, expected }) }
 }
 
 impl Span<'_> {

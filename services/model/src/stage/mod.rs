@@ -214,6 +214,11 @@ impl Stage {
         self.head.as_ref().map(|head| &head.logits)
     }
 
+    /// The latest step's residual stream, `[rows, hidden]`: what goes to the next stage.
+    pub fn hidden(&self) -> &Tensor {
+        &self.buffers.residual
+    }
+
     /// Appends the latest step's residual stream to `out`: what the next stage takes as [`Input::Hidden`].
     pub fn read_hidden(&self, out: &mut Vec<u8>) -> Result<(), ModelError> {
         Ok(self.buffers.residual.read_bytes(out)?)
@@ -239,6 +244,7 @@ impl Stage {
         self.device.place(&spans, &self.kv, self.ropes.tables(), &mut self.rows)?;
         match (input, &self.embedding) {
             (Input::Hidden(bytes), _) => self.buffers.residual.write_bytes(bytes)?,
+            (Input::Staged(staged), _) => staged.write_to(&mut self.buffers.residual)?,
             (Input::Tokens, Some(embedding)) => {
                 let ids: Vec<u32> = batch.spans.iter().flat_map(|span| span.token_ids).copied().collect();
                 self.device.write_indices(&ids, ids.len(), &mut self.ids)?;
