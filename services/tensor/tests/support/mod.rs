@@ -3,14 +3,16 @@
 
 pub mod sequence;
 
+use std::env;
 use std::num::NonZeroUsize;
+use std::sync::Once;
 
-use asterism_tensor::{CpuOptions, Device, Dtype, Isa, Tensor};
+use asterism_tensor::{CpuOptions, CudaOptions, Device, Dtype, Indices, Isa, Tensor, TensorError};
 
 /// Threads that tests run with.
 pub const THREADS: [usize; 2] = [1, 2];
 
-/// A device for every instruction set of this processor and every number of threads; the first is the scalar
+/// The processor with every instruction set it has and every number of threads; the first is the scalar
 /// specification on one thread.
 pub fn devices() -> Vec<Device> {
     let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
@@ -27,26 +29,73 @@ pub fn best() -> Device {
     device(Isa::detect(), 2)
 }
 
+/// The first card; none, said aloud, where there is no card. `ASTERISM_TEST_CUDA` set to 0 leaves it out, set to 1
+/// fails without one.
+pub fn gpus() -> Vec<Device> {
+    let wish = env::var("ASTERISM_TEST_CUDA").unwrap_or_default();
+    if wish == "0" {
+        return Vec::new();
+    }
+    let cache = Some(env::temp_dir().join("asterism-test-kernels"));
+    match Device::cuda(CudaOptions { ordinal: 0, deterministic: true, cache }) {
+        Ok(device) => vec![device],
+        Err(
+            error @ (TensorError::Library { .. }
+            | TensorError::NoCard { .. }
+            | TensorError::OldCard { .. }
+            | TensorError::Cuda { what: "cuInit", .. }),
+        ) if wish != "1" => {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| eprintln!("not run on a card: {error}"));
+            Vec::new()
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The processor in every way, then the card.
+pub fn all() -> Vec<Device> {
+    devices().into_iter().chain(gpus()).collect()
+}
+
 /// A tensor of these rows, rounded to `dtype`.
 pub fn tensor(device: &Device, dtype: Dtype, rows: &[Vec<f32>]) -> Tensor {
     let mut tensor = device.tensor(dtype, rows.len(), rows.first().map_or(0, Vec::len)).unwrap();
+    let values = rows.iter().flatten().copied();
+    let bytes: Vec<u8> = match dtype {
+        Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        _ => values.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+    };
+    tensor.write_bytes(&bytes).unwrap();
     tensor.set_rows(rows.len()).unwrap();
-    for (index, row) in rows.iter().enumerate() {
-        tensor.write_row(index, row).unwrap();
-    }
     tensor
 }
 
 /// All rows in use.
 pub fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
-    (0..tensor.rows()).map(|row| tensor.read_row(row).unwrap()).collect()
+    if tensor.cols() == 0 {
+        return vec![Vec::new(); tensor.rows()];
+    }
+    let bytes = bits(tensor);
+    let row = |bytes: &[u8]| match tensor.dtype() {
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
+        _ => bytes.as_chunks().0.iter().map(|x| half::bf16::from_le_bytes(*x).to_f32()).collect(),
+    };
+    bytes.chunks_exact(tensor.row_bytes()).map(row).collect()
 }
 
 /// All bits in use.
 pub fn bits(tensor: &Tensor) -> Vec<u8> {
     let mut bytes = Vec::new();
-    tensor.read_bytes(&mut bytes);
+    tensor.read_bytes(&mut bytes).unwrap();
     bytes
+}
+
+/// A list of ids or row numbers.
+pub fn indices(device: &Device, values: &[u32]) -> Indices {
+    let mut indices = device.indices(values.len()).unwrap();
+    device.write_indices(values, values.len(), &mut indices).unwrap();
+    indices
 }
 
 /// `x` to bf16 and back.

@@ -1,7 +1,7 @@
 //! Sequences through rope, KV pool and attention: as the library does it, and by an oracle in f64.
 
 use asterism_tensor::{
-    Attention, AttnSpan, BLOCK_ROWS, Compute, Device, KvPool, KvSpec, RopeTable, RopeTables,
+    Attention, AttnSpan, BLOCK_ROWS, Compute, Device, KvPool, KvSpec, RopeTable, RopeTables, Rows, RowsRoom,
 };
 
 use super::{Rng, bf16, rows, tensor};
@@ -86,6 +86,17 @@ pub fn deal_blocks(rng: &mut Rng, sequences: &mut [Sequence], blocks: usize) {
     }
 }
 
+/// The rows of these spans, placed.
+pub fn place(device: &Device, spans: &[AttnSpan<'_>], kv: &KvPool, tables: &RopeTables) -> Rows {
+    let room = RowsRoom {
+        rows: spans.last().map_or(0, |span| span.first_row + span.rows),
+        blocks: spans.iter().map(|span| span.blocks.len()).sum(),
+    };
+    let mut rows = device.rows(room).unwrap();
+    device.place(spans, kv, tables, &mut rows).unwrap();
+    rows
+}
+
 /// A pool all of whose values are NaN.
 pub fn poisoned_pool(device: &Device, shape: &Shape, blocks: usize, tables: &RopeTables) -> KvPool {
     let mut kv = device.kv_pool(shape.spec(), blocks).unwrap();
@@ -98,11 +109,13 @@ pub fn poisoned_pool(device: &Device, shape: &Shape, blocks: usize, tables: &Rop
                 first_row: 0,
                 rows: BLOCK_ROWS,
                 first_position: 0,
+                prompt_rows: BLOCK_ROWS,
                 blocks: &[*block],
                 row_tables: &[0; BLOCK_ROWS],
                 block_tables: &[0],
             };
-            device.rope_kv_write(&mut qkv, &[span], tables, &mut kv, layer).unwrap();
+            let rows = place(device, &[span], &kv, tables);
+            device.rope_kv_write(&mut qkv, &rows, tables, &mut kv, layer).unwrap();
         }
     }
     kv
@@ -134,6 +147,7 @@ pub fn step(
             first_row,
             rows: chunk.end - chunk.start,
             first_position: chunk.start,
+            prompt_rows: sequences[chunk.sequence].prompt_len.clamp(chunk.start, chunk.end) - chunk.start,
             blocks: &sequences[chunk.sequence].blocks,
             row_tables,
             block_tables,
@@ -141,9 +155,10 @@ pub fn step(
         first_row += chunk.end - chunk.start;
     }
     let layer = 1;
-    device.rope_kv_write(&mut qkv, &spans, tables, kv, layer).unwrap();
+    let placed = place(device, &spans, kv, tables);
+    device.rope_kv_write(&mut qkv, &placed, tables, kv, layer).unwrap();
     let mut out = device.tensor(shape.compute.dtype(), inputs.len(), shape.heads * shape.head_dim).unwrap();
-    let attention = Attention { kv, layer, spans: &spans, tables, scale: shape.scale() };
+    let attention = Attention { kv, layer, rows: &placed, tables, scale: shape.scale() };
     device.attention(&qkv, &attention, &mut out).unwrap();
     let out = rows(&out);
     spans.iter().map(|span| out[span.first_row..span.first_row + span.rows].to_vec()).collect()
