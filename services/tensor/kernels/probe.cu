@@ -32,22 +32,3 @@ extern "C" __global__ void probe_read(const uint4* from, u64 count, u32* result)
   for (int lanes = 16; lanes; lanes >>= 1) bits ^= __shfl_xor_sync(~0u, bits, lanes);
   if ((threadIdx.x & 31) == 0) atomicXor(result, bits);
 }
-
-// `turns` times 64 fused multiply-adds of f32 a thread, in eight chains. Any grid and block; `x` and `y` are unknown to
-// the compiler, and the sum is written where it is above any value that it can have.
-extern "C" __global__ void probe_fma(float* result, int turns, float x, float y) {
-  float chain[8];
-#pragma unroll
-  for (int i = 0; i < 8; i++) chain[i] = (float)(threadIdx.x + i) * 0.001f;
-  for (int turn = 0; turn < turns; turn++) {
-#pragma unroll
-    for (int step = 0; step < 8; step++) {
-#pragma unroll
-      for (int i = 0; i < 8; i++) chain[i] = fmaf(x, chain[i], y);
-    }
-  }
-  float sum = 0.f;
-#pragma unroll
-  for (int i = 0; i < 8; i++) sum += chain[i];
-  if (sum > 1e30f) *result = sum;
-}

@@ -102,6 +102,18 @@ pub enum TensorError {
         /// What helps.
         remedy: &'static str,
     },
+    /// A library that a card needs is too old, for us or for the others.
+    #[error("{library} is of version {}.{}, {}.{} or later is needed: {remedy}", .found.0, .found.1, .needed.0, .needed.1)]
+    OldLibrary {
+        /// Which.
+        library: &'static str,
+        /// Its version; of the driver: the CUDA version that it supports.
+        found: (u32, u32),
+        /// The oldest that would do.
+        needed: (u32, u32),
+        /// What helps.
+        remedy: &'static str,
+    },
     /// The driver has no such card.
     #[error("there is no card cuda:{ordinal}, the driver has {count}")]
     NoCard {

@@ -2,54 +2,17 @@
 #![allow(unsafe_code, reason = "calls the CUDA driver")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::{result, sys};
 
 use crate::TensorError;
 use crate::cuda::CudaOptions;
-use crate::cuda::compile::{Compiler, Theme};
+use crate::cuda::compile::{Compiler, Define, KernelReport, Theme};
 use crate::cuda::launch::Module;
+use crate::cuda::library::Libraries;
 use crate::cuda::stream::Stream;
 
-/// The primary context of a card, retained.
-#[derive(Debug)]
-pub struct Context {
-    device: sys::CUdevice,
-    context: sys::CUcontext,
-    pub(super) counters: Counted,
-}
-
-// SAFETY: a context may be made current in any thread; the driver locks what it must.
-unsafe impl Send for Context {}
-// SAFETY: as above.
-unsafe impl Sync for Context {}
-
-/// What was done since the start; see [`Counters`].
-#[derive(Debug, Default)]
-pub(super) struct Counted {
-    pub allocations: AtomicU64,
-    pub synchronisations: AtomicU64,
-    pub waits: AtomicU64,
-    pub launches: AtomicU64,
-    pub graph_launches: AtomicU64,
-}
-
-/// How often a device did what costs time on the host. Between two steps only launches, graph launches and one wait are
-/// expected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Memory taken, on the card or page-locked.
-    pub allocations: u64,
-    /// Waits for a whole stream.
-    pub synchronisations: u64,
-    /// Waits for one event.
-    pub waits: u64,
-    /// Kernels, multiplications and copies enqueued one by one.
-    pub launches: u64,
-    /// Whole graphs enqueued.
-    pub graph_launches: u64,
-}
+pub use crate::cuda::context::{Context, Counters, check};
 
 /// A card and what belongs to it.
 #[derive(Debug)]
@@ -58,6 +21,7 @@ pub struct Card {
     name: String,
     capability: (u32, u32),
     multiprocessors: u32,
+    libraries: Libraries,
     /// Operations.
     pub compute: Stream,
     /// Activations from and to other stages.
@@ -67,50 +31,24 @@ pub struct Card {
     compiler: Compiler,
 }
 
-/// Wraps a driver's answer.
-pub fn check<T>(what: &'static str, answer: Result<T, result::DriverError>) -> Result<T, TensorError> {
-    answer.map_err(|error| {
-        let text = error.error_string().map_or_else(|_| String::from("?"), |text| text.to_string_lossy().into_owned());
-        TensorError::Cuda { what, message: text }
-    })
-}
-
-impl Context {
-    /// Makes this the calling thread's context.
-    pub fn bind(&self) -> Result<(), TensorError> {
-        // SAFETY: the context is retained for as long as `self` lives.
-        check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
-    }
-
-    pub(super) fn count(&self, counter: impl Fn(&Counted) -> &AtomicU64) {
-        counter(&self.counters).fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: retained once, in `Card::open`. A failure leaves nothing to do.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
-    }
-}
-
 impl Card {
-    /// Retains the card's context in this thread and makes its streams.
+    /// Opens the libraries, retains the card's context in this thread and makes its streams.
     pub fn open(options: &CudaOptions) -> Result<Card, TensorError> {
-        check("cuInit", result::init())?;
-        let count = check("cuDeviceGetCount", result::device::get_count())?.max(0) as usize;
+        let libraries = Libraries::open()?;
+        let count = match result::init() {
+            Err(result::DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
+            answer => {
+                check("cuInit", answer)?;
+                check("cuDeviceGetCount", result::device::get_count())?.max(0) as usize
+            }
+        };
         if options.ordinal >= count {
             return Err(TensorError::NoCard { ordinal: options.ordinal, count });
         }
         let device = check("cuDeviceGet", result::device::get(options.ordinal as i32))?;
         let name = check("cuDeviceGetName", result::device::get_name(device))?;
-        // SAFETY: `device` was just given by the driver.
-        let retained = unsafe { result::primary_ctx::retain(device) };
-        let context = check("cuDevicePrimaryCtxRetain", retained)?;
-        let context = Arc::new(Context { device, context, counters: Counted::default() });
-        context.bind()?;
         let attribute = |attribute| {
-            // SAFETY: as above.
+            // SAFETY: `device` was just given by the driver.
             let value = unsafe { result::device::get_attribute(device, attribute) };
             check("cuDeviceGetAttribute", value).map(|value| value.max(0) as u32)
         };
@@ -123,15 +61,17 @@ impl Card {
             return Err(TensorError::OldCard { name, capability });
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let context = Context::open(device)?;
         Ok(Card {
             compute: Stream::new(&context)?,
             link: Stream::new(&context)?,
             copies: Stream::new(&context)?,
-            compiler: Compiler::new(capability, options.cache.clone())?,
+            compiler: Compiler::new(capability, libraries.nvrtc, options.cache.clone())?,
             context,
             name,
             capability,
             multiprocessors,
+            libraries,
         })
     }
 
@@ -167,17 +107,28 @@ impl Card {
         Ok((free as u64, all as u64))
     }
 
+    /// Versions of the libraries.
+    pub fn libraries(&self) -> Libraries {
+        self.libraries
+    }
+
+    /// Makes the code of several themes at once, before [`Card::kernels`] is asked for each.
+    pub fn compile_ahead(&self, builds: &[(Theme, Vec<Define>)]) {
+        self.compiler.ahead(builds);
+    }
+
     /// The kernels of a theme with these definitions, compiled or out of the cache. At creation time only.
-    pub fn kernels(&self, theme: Theme, defines: &[(&str, u32)]) -> Result<Module, TensorError> {
-        self.context.bind()?;
-        Module::load(&self.context, &self.compiler.cubin(theme, defines)?)
+    pub fn kernels(&self, theme: Theme, defines: &[Define]) -> Result<Module, TensorError> {
+        Module::load(&self.context, theme, &self.compiler.image(theme, defines)?)
+    }
+
+    /// What it took to get the kernels so far.
+    pub fn kernel_report(&self) -> KernelReport {
+        self.compiler.report()
     }
 
     /// Counts since the start.
     pub fn counters(&self) -> Counters {
-        let Counted { allocations, synchronisations, waits, launches, graph_launches } = &self.context.counters;
-        let [allocations, synchronisations, waits, launches, graph_launches] =
-            [allocations, synchronisations, waits, launches, graph_launches].map(|count| count.load(Ordering::Relaxed));
-        Counters { allocations, synchronisations, waits, launches, graph_launches }
+        self.context.counters()
     }
 }

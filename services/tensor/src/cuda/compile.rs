@@ -1,116 +1,146 @@
 //! From embedded source to machine code for the card.
-#![allow(unsafe_code, reason = "calls NVRTC")]
+//!
+//! A theme is compiled by NVRTC the first time that it is needed on a kind of card; later starts find its code in the
+//! cache, under a hash of the source, the definitions, the target, and the versions of NVRTC and of ourselves.
 
-use std::ffi::CString;
+mod nvrtc;
+mod theme;
+
+use std::collections::HashMap;
 use std::path::PathBuf;
-
-use cudarc::nvrtc::{result, sys};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::TensorError;
+use crate::cuda::cache::{Cache, Key};
 
-/// A file of kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Theme {
-    /// Sums, norms, products, rows.
-    Elementwise,
-    /// Rotation and the KV write.
-    Rope,
-    /// Multiplication by our own kernels.
-    Gemm,
-    /// Weights into their layout.
-    Pack,
-    /// Attention of any kind.
-    Attention,
-    /// Attention of single rows over tiled blocks.
-    AttentionDecode,
-    /// Attention of prompts over tiled blocks, by Hopper's instructions.
-    AttentionPrefill,
-    /// The same by those of all cards.
-    AttentionPrefillMma,
-    /// Processors, best candidates, log-sum-exp.
-    Evidence,
-    /// What the card can do at most.
-    Probe,
+pub use nvrtc::Target;
+pub use theme::{Define, Theme};
+
+/// What it took to get the kernels' machine code.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelReport {
+    /// How often NVRTC compiled a theme.
+    pub compiled: u32,
+    /// How often the code was found in the cache.
+    pub cached: u32,
+    /// The time of both, as far as the start waited for it.
+    pub time: Duration,
+    /// Why code could not be kept, so that the next start compiles again.
+    pub not_kept: Option<String>,
 }
-
-impl Theme {
-    /// Its name in errors and in the cache.
-    pub fn name(self) -> &'static str {
-        match self {
-            Theme::Elementwise => "elementwise",
-            Theme::Rope => "rope",
-            Theme::Gemm => "gemm",
-            Theme::Pack => "pack",
-            Theme::Attention => "attention",
-            Theme::AttentionDecode => "attention_decode",
-            Theme::AttentionPrefill => "attention_prefill",
-            Theme::AttentionPrefillMma => "attention_prefill_mma",
-            Theme::Evidence => "evidence",
-            Theme::Probe => "probe",
-        }
-    }
-
-    fn source(self) -> &'static str {
-        match self {
-            Theme::Elementwise => include_str!("../../kernels/elementwise.cu"),
-            Theme::Rope => include_str!("../../kernels/rope.cu"),
-            Theme::Gemm => include_str!("../../kernels/gemm.cu"),
-            Theme::Pack => include_str!("../../kernels/pack.cu"),
-            Theme::Attention => include_str!("../../kernels/attention.cu"),
-            Theme::AttentionDecode => include_str!("../../kernels/attention_decode.cu"),
-            Theme::AttentionPrefill => include_str!("../../kernels/attention_prefill.cu"),
-            Theme::AttentionPrefillMma => include_str!("../../kernels/attention_prefill_mma.cu"),
-            Theme::Evidence => include_str!("../../kernels/evidence.cu"),
-            Theme::Probe => include_str!("../../kernels/probe.cu"),
-        }
-    }
-}
-
-const PRELUDE: &str = include_str!("../../kernels/prelude.cu");
 
 /// Compiles for one kind of card.
 #[derive(Debug)]
 pub struct Compiler {
-    target: String,
-    cache: Option<PathBuf>,
+    target: Target,
+    nvrtc: (u32, u32),
+    cache: Option<Cache>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Code that was made ahead and not yet asked for.
+    ahead: HashMap<(Theme, Vec<Define>), Vec<u8>>,
+    report: KernelReport,
 }
 
 impl Compiler {
-    /// For cards of this compute capability.
-    pub fn new((major, minor): (u32, u32), cache: Option<PathBuf>) -> Result<Compiler, TensorError> {
-        let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
-        Ok(Compiler { target: format!("sm_{major}{minor}{suffix}"), cache })
+    /// For cards of this compute capability, with NVRTC of this version.
+    pub fn new(
+        capability: (u32, u32),
+        nvrtc: (u32, u32),
+        cache: Option<PathBuf>,
+    ) -> Result<Compiler, TensorError> {
+        let target = Target::of(capability, &nvrtc::architectures()?)?;
+        Ok(Compiler { target, nvrtc, cache: cache.map(Cache::new), state: Mutex::default() })
     }
 
-    /// Machine code of a theme.
-    pub fn cubin(&self, theme: Theme, defines: &[(&str, u32)]) -> Result<Vec<u8>, TensorError> {
-        let _ = &self.cache;
-        let failed = |log: String| TensorError::Kernel { theme: theme.name(), log };
-        let source = format!("{PRELUDE}\n#line 1 \"{}.cu\"\n{}", theme.name(), theme.source());
-        let source = CString::new(source).map_err(|error| failed(error.to_string()))?;
-        let mut options = vec![format!("--gpu-architecture={}", self.target), "-std=c++17".to_owned()];
-        options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
-        let wrong = |error: result::NvrtcError| failed(format!("{error:?}"));
-        let program = result::create_program(&source, None).map_err(wrong)?;
-        // SAFETY: the program lives until it is destroyed below; the buffer has the size that NVRTC told.
-        unsafe {
-            let compiled = result::compile_program(program, &options);
-            let image = match compiled {
-                Err(_) => {
-                    let log = result::get_program_log(program).map_err(wrong)?;
-                    let log = log.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0).collect::<Vec<_>>();
-                    Err(failed(String::from_utf8_lossy(&log).into_owned()))
-                }
-                Ok(()) => {
-                    let mut bytes = 0;
-                    sys::nvrtcGetCUBINSize(program, &mut bytes).result().map_err(wrong)?;
-                    let mut image = vec![0_u8; bytes];
-                    sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result().map_err(wrong)?;
-                    Ok(image)
-                }
-            };
-            result::destroy_program(program).map_err(wrong)?;
-            image
+    /// Machine code (or PTX) of a theme.
+    pub fn image(&self, theme: Theme, defines: &[Define]) -> Result<Vec<u8>, TensorError> {
+        if let Some(image) = self.state().ahead.remove(&(theme, defines.to_vec())) {
+            return Ok(image);
         }
+        let began = Instant::now();
+        let image = self.make(theme, defines);
+        self.state().report.time += began.elapsed();
+        image
+    }
+
+    /// Makes the code of several themes at once, which are then asked for one by one. What fails does so again there.
+    pub fn ahead(&self, builds: &[(Theme, Vec<Define>)]) {
+        let began = Instant::now();
+        thread::scope(|scope| {
+            for (theme, defines) in builds {
+                scope.spawn(move || {
+                    if let Ok(image) = self.make(*theme, defines) {
+                        self.state().ahead.insert((*theme, defines.clone()), image);
+                    }
+                });
+            }
+        });
+        self.state().report.time += began.elapsed();
+    }
+
+    /// What was done so far.
+    pub fn report(&self) -> KernelReport {
+        self.state().report.clone()
+    }
+
+    fn make(&self, theme: Theme, defines: &[Define]) -> Result<Vec<u8>, TensorError> {
+        let source = source(theme);
+        let options = self.options(defines);
+        let Some(cache) = &self.cache else {
+            return self.compile(theme, &source, &options);
+        };
+        let (major, minor) = self.nvrtc;
+        let versions = format!("nvrtc {major}.{minor} asterism {}", env!("CARGO_PKG_VERSION"));
+        let key = Key::of(&[source.as_bytes(), options.join(" ").as_bytes(), versions.as_bytes()]);
+        let kind = kind(theme, &self.target, defines);
+        if let Some(image) = cache.get(&kind, &key) {
+            self.state().report.cached += 1;
+            return Ok(image);
+        }
+        let image = self.compile(theme, &source, &options)?;
+        if let Err(error) = cache.put(&kind, &key, &image) {
+            self.state().report.not_kept = Some(format!("{}: {error}", cache.folder().display()));
+        }
+        Ok(image)
+    }
+
+    fn compile(&self, theme: Theme, source: &str, options: &[String]) -> Result<Vec<u8>, TensorError> {
+        self.state().report.compiled += 1;
+        nvrtc::compile(source, options, &self.target)
+            .map(|compiled| compiled.image)
+            .map_err(|log| TensorError::Kernel { theme: theme.name(), log })
+    }
+
+    fn options(&self, defines: &[Define]) -> Vec<String> {
+        let mut options = vec![self.target.option(), "-std=c++17".to_owned()];
+        options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+        options
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// All that is compiled for a theme.
+fn source(theme: Theme) -> String {
+    format!("#line 1 \"prelude.cu\"\n{}\n#line 1 \"{}.cu\"\n{}", theme::PRELUDE, theme.name(), theme.source())
+}
+
+/// The kind of entry in the cache: one for each theme, target and set of definitions.
+fn kind(theme: Theme, target: &Target, defines: &[Define]) -> String {
+    let mut kind = format!("kernels-{}-{}", theme.name(), target.name());
+    for (name, value) in defines {
+        kind.push_str(&format!("-{}-{value}", name.to_lowercase()));
+    }
+    kind
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,45 +2,64 @@
 #![allow(unsafe_code, reason = "calls the CUDA driver")]
 
 use std::collections::HashMap;
+use std::ptr;
 use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
 use crate::TensorError;
-use crate::cuda::card::{Card, Context, check};
+use crate::cuda::card::Card;
+use crate::cuda::context::{Context, check};
 
-/// Recorded sequences of operations, by key. Empty on the CPU.
+/// More keys than this are not recorded: their operations are enqueued one by one.
+const MOST_GRAPHS: usize = 256;
+
+/// Recorded sequences of operations, by key. Empty on the CPU. What the operations work on must live as long.
 #[derive(Debug, Default)]
 pub struct Graphs {
     recorded: HashMap<u64, Graph>,
 }
 
+/// A sequence that can be launched.
 #[derive(Debug)]
 struct Graph {
     context: Arc<Context>,
-    graph: sys::CUgraph,
     executable: sys::CUgraphExec,
 }
 
 // SAFETY: launched by one thread at a time, through `&mut Graphs`.
 unsafe impl Send for Graph {}
 
+/// A stream that records instead of working; it ends that when it goes away.
+struct Recording<'a> {
+    card: &'a Card,
+    open: bool,
+}
+
+/// What was recorded.
+struct Recorded(sys::CUgraph);
+
+// === impl Graphs ===
+
 impl Graphs {
-    /// Launches what was recorded under `key`, or records it first.
+    /// Launches what was recorded under `key`, or records it first. Where recording fails, nothing has been done, and the
+    /// next call tries again.
     pub(crate) fn replay<E: From<TensorError>>(
         &mut self,
         card: &Card,
         key: u64,
         work: &mut dyn FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
-        if !self.recorded.contains_key(&key) {
-            let graph = Graph::record(card, work)?;
-            self.recorded.insert(key, graph);
+        if let Some(graph) = self.recorded.get(&key) {
+            return Ok(graph.launch(card)?);
         }
-        match self.recorded.get(&key) {
-            Some(graph) => Ok(graph.launch(card)?),
-            None => work(),
+        if self.recorded.len() >= MOST_GRAPHS {
+            return work();
         }
+        let graph = Graph::record(card, work)?;
+        graph.launch(card)?;
+        self.recorded.insert(key, graph);
+        Ok(())
     }
 
     /// How many sequences are recorded.
@@ -54,27 +73,21 @@ impl Graphs {
     }
 }
 
+// === impl Graph ===
+
 impl Graph {
-    fn record<E: From<TensorError>>(card: &Card, work: &mut dyn FnMut() -> Result<(), E>) -> Result<Graph, E> {
-        card.context().bind()?;
-        let stream = card.compute.raw();
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives, and nothing is being recorded on it.
-        check("cuStreamBeginCapture", unsafe { result::stream::begin_capture(stream, mode) })?;
-        let worked = work();
-        // SAFETY: begun above. It ends whatever happened in between.
-        let graph = check("cuStreamEndCapture", unsafe { result::stream::end_capture(stream) });
-        worked?;
-        let graph = graph?;
-        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
-        // SAFETY: the graph was just recorded.
-        let executable = check("cuGraphInstantiate", unsafe { result::graph::instantiate(graph, flags) })?;
-        Ok(Graph { context: Arc::clone(card.context()), graph, executable })
+    fn record<E: From<TensorError>>(
+        card: &Card,
+        work: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<Graph, E> {
+        let recording = Recording::begin(card)?;
+        work()?;
+        Ok(recording.end()?.instantiate(card)?)
     }
 
     fn launch(&self, card: &Card) -> Result<(), TensorError> {
-        card.context().count(|counters| &counters.graph_launches);
         card.context().bind()?;
+        card.context().count(|counters| &counters.graph_launches);
         // SAFETY: both live.
         check("cuGraphLaunch", unsafe { result::graph::launch(self.executable, card.compute.raw()) })
     }
@@ -82,11 +95,70 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: made once, destroyed once.
+        if self.context.synchronize().is_ok() {
+            // SAFETY: made once, destroyed once; no launch is under way any more.
             let _ = unsafe { result::graph::exec_destroy(self.executable) };
-            // SAFETY: as above.
-            let _ = unsafe { result::graph::destroy(self.graph) };
+        }
+    }
+}
+
+// === impl Recording ===
+
+impl<'a> Recording<'a> {
+    fn begin(card: &'a Card) -> Result<Recording<'a>, TensorError> {
+        card.context().bind()?;
+        card.context().count(|counters| &counters.captures);
+        // Other threads may take memory and wait for their streams meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives; were it recording already, the driver would refuse.
+        check("cuStreamBeginCapture", unsafe { result::stream::begin_capture(card.compute.raw(), mode) })?;
+        Ok(Recording { card, open: true })
+    }
+
+    fn end(mut self) -> Result<Recorded, TensorError> {
+        self.open = false;
+        self.stop()
+    }
+
+    /// Ends it, whatever was done meanwhile: something forbidden makes the driver refuse what was recorded.
+    fn stop(&self) -> Result<Recorded, TensorError> {
+        let mut graph = ptr::null_mut();
+        // SAFETY: recording was begun on this stream; the driver writes a handle, or none.
+        let ended = unsafe { sys::cuStreamEndCapture(self.card.compute.raw(), &mut graph) };
+        let recorded = Recorded(graph);
+        check("cuStreamEndCapture", ended.result())?;
+        Ok(recorded)
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            // Why the work failed is already being told.
+            let _ = self.stop();
+        }
+    }
+}
+
+// === impl Recorded ===
+
+impl Recorded {
+    fn instantiate(&self, card: &Card) -> Result<Graph, TensorError> {
+        let flags = sys::CUgraphInstantiate_flags(0);
+        // SAFETY: the graph was recorded and lives.
+        let executable = check("cuGraphInstantiate", unsafe { result::graph::instantiate(self.0, flags) })?;
+        let graph = Graph { context: Arc::clone(card.context()), executable };
+        // SAFETY: both live.
+        check("cuGraphUpload", unsafe { result::graph::upload(executable, card.compute.raw()) })?;
+        Ok(graph)
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: recorded once, destroyed once; what was instantiated from it does not need it.
+            let _ = unsafe { result::graph::destroy(self.0) };
         }
     }
 }

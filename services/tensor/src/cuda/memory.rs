@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use cudarc::driver::{result, sys};
 
 use crate::TensorError;
-use crate::cuda::card::{Context, check};
+use crate::cuda::context::{Context, message};
 
 /// An area of the card's memory.
 #[derive(Debug)]
@@ -35,10 +35,8 @@ impl DeviceMemory {
     /// `bytes` bytes, all zero.
     pub fn zeroed(context: &Arc<Context>, bytes: usize) -> Result<DeviceMemory, TensorError> {
         let memory = DeviceMemory::unwritten(context, bytes)?;
-        // SAFETY: the area was just given.
-        check("cuMemsetD8", unsafe { result::memset_d8_sync(memory.address, 0, bytes.max(1)) })?;
-        // SAFETY: the null stream always lives. It zeroes while the host goes on, and no other stream waits for it.
-        check("cuStreamSynchronize", unsafe { result::stream::synchronize(std::ptr::null_mut()) })?;
+        // SAFETY: the area was just given, and is of one byte at least.
+        unsafe { context.clear(memory.address, bytes.max(1))? };
         Ok(memory)
     }
 
@@ -63,27 +61,26 @@ impl DeviceMemory {
 
     /// Copies `from` to `offset`, after all work that the card has been given.
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), TensorError> {
-        self.synchronize(offset, from.len())?;
+        let to = self.part(offset, from.len())?;
         // SAFETY: within the area, by the check above.
-        check("cuMemcpyHtoD", unsafe { result::memcpy_htod_sync(self.address + offset as u64, from) })
+        unsafe { self.context.write(to, from) }
     }
 
     /// Copies what is at `offset` to `to`, after all work that the card has been given.
     pub fn read(&self, offset: usize, to: &mut [u8]) -> Result<(), TensorError> {
-        self.synchronize(offset, to.len())?;
+        let from = self.part(offset, to.len())?;
         // SAFETY: within the area, by the check above.
-        check("cuMemcpyDtoH", unsafe { result::memcpy_dtoh_sync(to, self.address + offset as u64) })
+        unsafe { self.context.read(to, from) }
     }
 
-    /// Checks that an area lies within, and waits for the card.
-    fn synchronize(&self, offset: usize, bytes: usize) -> Result<(), TensorError> {
-        if offset.saturating_add(bytes) > self.bytes {
+    /// The address of a part, which must lie within.
+    fn part(&self, offset: usize, bytes: usize) -> Result<u64, TensorError> {
+        let end = offset.saturating_add(bytes);
+        if end > self.bytes {
             let (op, what) = ("device memory", "the end of an area");
-            return Err(TensorError::OutOfRange { op, what, index: offset.saturating_add(bytes), limit: self.bytes + 1 });
+            return Err(TensorError::OutOfRange { op, what, index: end, limit: self.bytes + 1 });
         }
-        self.context.bind()?;
-        self.context.count(|counters| &counters.synchronisations);
-        check("cuCtxSynchronize", result::ctx::synchronize())
+        Ok(self.address + offset as u64)
     }
 
     /// The context it belongs to.
@@ -95,6 +92,7 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
+            self.context.count(|counters| &counters.synchronisations);
             // SAFETY: taken once, freed once; the driver waits for work that uses it.
             let _ = unsafe { result::free_sync(self.address) };
         }
@@ -130,14 +128,13 @@ impl PinnedMemory {
 
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: taken once, freed once.
+        if self.context.synchronize().is_ok() {
+            // SAFETY: taken once, freed once; no stream uses it any more.
             let _ = unsafe { result::free_host(self.start.cast()) };
         }
     }
 }
 
 fn refused(bytes: usize, error: &result::DriverError) -> TensorError {
-    let text = error.error_string().map_or_else(|_| String::from("?"), |text| text.to_string_lossy().into_owned());
-    TensorError::Memory { bytes, source: io::Error::other(text) }
+    TensorError::Memory { bytes, source: io::Error::other(message(error)) }
 }

@@ -4,8 +4,10 @@
 //! sequence of operations can be recorded into a graph. Reading a tensor's rows waits for the stream.
 
 pub mod attention;
+pub mod cache;
 pub mod card;
 pub mod compile;
+pub mod context;
 pub mod edge;
 pub mod elementwise;
 pub mod evidence;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 
 use crate::TensorError;
 use crate::cuda::card::Card;
+use crate::cuda::compile::Theme;
 
 pub use card::Counters;
 pub use graph::Graphs;
@@ -57,14 +60,14 @@ pub struct Cuda {
 
 /// Bytes of a card's memory: free, and in all.
 pub(crate) fn memory_of(ordinal: usize) -> Result<(u64, u64), TensorError> {
-    library::check()?;
     Card::open(&CudaOptions { ordinal, deterministic: false, cache: None })?.memory()
 }
 
 impl Cuda {
     pub(crate) fn new(options: CudaOptions) -> Result<Cuda, TensorError> {
-        library::check()?;
         let card = Arc::new(Card::open(&options)?);
+        let themes = [Theme::Elementwise, Theme::Rope, Theme::Gemm, Theme::Pack, Theme::Evidence];
+        card.compile_ahead(&themes.map(|theme| (theme, Vec::new())));
         Ok(Cuda {
             elementwise: elementwise::Kernels::new(&card)?,
             rope: rope::Kernels::new(&card)?,
@@ -83,7 +86,8 @@ impl Cuda {
     /// What a row's bits depend on besides the model: the card's model and the build.
     pub(crate) fn path(&self) -> String {
         let (major, minor) = self.card.capability();
-        format!("{} sm_{major}{minor}", self.card.name())
+        let library::Libraries { nvrtc, cublaslt, .. } = self.card.libraries();
+        format!("{} sm_{major}{minor} nvrtc {}.{} cublaslt {cublaslt}", self.card.name(), nvrtc.0, nvrtc.1)
     }
 
     pub(crate) fn card(&self) -> &Arc<Card> {

@@ -35,7 +35,10 @@ unsafe impl Sync for Event {}
 impl Stream {
     /// A stream that does not wait for the default stream.
     pub fn new(context: &Arc<Context>) -> Result<Stream, TensorError> {
-        let stream = check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        context.bind()?;
+        let stream =
+            check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        context.enlist(stream);
         Ok(Stream { context: Arc::clone(context), stream })
     }
 
@@ -60,6 +63,7 @@ impl Stream {
     /// What is enqueued from now on waits for `event`.
     pub fn wait(&self, event: &Event) -> Result<(), TensorError> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        self.context.bind()?;
         // SAFETY: stream and event live.
         check("cuStreamWaitEvent", unsafe { result::stream::wait_event(self.stream, event.event, flags) })
     }
@@ -69,6 +73,7 @@ impl Stream {
     /// # Safety
     /// `to` has room for all of `from`, which stays as it is until the copy is done.
     pub unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), TensorError> {
+        self.context.bind()?;
         self.context.count(|counters| &counters.launches);
         // SAFETY: the caller's promise.
         check("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, from, self.stream) })
@@ -79,6 +84,7 @@ impl Stream {
     /// # Safety
     /// There are as many bytes at `from`; nobody looks at `to` until the copy is done.
     pub unsafe fn download(&self, to: &mut [u8], from: u64) -> Result<(), TensorError> {
+        self.context.bind()?;
         self.context.count(|counters| &counters.launches);
         // SAFETY: the caller's promise.
         check("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(to, from, self.stream) })
@@ -89,6 +95,7 @@ impl Stream {
     /// # Safety
     /// Both areas have `bytes` bytes and do not overlap.
     pub unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), TensorError> {
+        self.context.bind()?;
         self.context.count(|counters| &counters.launches);
         // SAFETY: the caller's promise.
         check("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) })
@@ -97,6 +104,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.context.strike(self.stream);
         if self.context.bind().is_ok() {
             // SAFETY: created once, destroyed once.
             let _ = unsafe { result::stream::destroy(self.stream) };
@@ -117,11 +125,15 @@ impl Event {
 
     fn with(context: &Arc<Context>, flags: sys::CUevent_flags) -> Result<Event, TensorError> {
         context.bind()?;
-        Ok(Event { context: Arc::clone(context), event: check("cuEventCreate", result::event::create(flags))? })
+        Ok(Event {
+            context: Arc::clone(context),
+            event: check("cuEventCreate", result::event::create(flags))?,
+        })
     }
 
     /// Marks what was enqueued on `stream` so far.
     pub fn record(&self, stream: &Stream) -> Result<(), TensorError> {
+        self.context.bind()?;
         // SAFETY: stream and event live.
         check("cuEventRecord", unsafe { result::event::record(self.event, stream.stream) })
     }
@@ -146,6 +158,7 @@ impl Event {
 
     /// Milliseconds from this event to a later one; both are done and tell time.
     pub fn milliseconds_to(&self, later: &Event) -> Result<f32, TensorError> {
+        self.context.bind()?;
         // SAFETY: both events live.
         check("cuEventElapsedTime", unsafe { result::event::elapsed(self.event, later.event) })
     }
