@@ -1,24 +1,31 @@
 //! The thread that owns the device.
 //!
 //! It alone touches the stage. Commands come over a bounded channel, plans over that of the present epoch; between two steps
-//! commands go first. It waits on channels only, and every wait ends with the epoch or with the process.
+//! commands go first. It waits on channels, and every such wait ends with the epoch or with the process. While a card is at work
+//! it looks in turn whether the step is done, whether a command has come and whether the next step can begin behind it; that
+//! keeps a core busy, as the driver's own wait would, and costs no latency. A card that has failed ends the thread, and the
+//! process with it: nothing else brings a failed card back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asterism_link::{Edge, LinkKind};
 use asterism_proto::shard::v1::StepPlan;
 use asterism_proto::{Failure, Reason};
+use asterism_tensor::TensorError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::epoch::{DeviceEnd, Epoch};
 use crate::evidence::{Context, WholeRow};
 use crate::report::{Doing, StageClock};
 use crate::sequences::{Room, Sequences};
-use crate::step::{Machine, Reign};
+use crate::step::{Machine, Reign, StepError};
 
 /// How long the edge to the next stage may take to open.
 const EDGE_DEADLINE: Duration = Duration::from_secs(10);
+/// Turns of idling between two looks at a card: a microsecond or a few.
+const IDLE_TURNS: u32 = 64;
 
 /// What the service asks of the device thread.
 #[derive(Debug)]
@@ -79,17 +86,24 @@ pub struct DeviceThread {
 enum Next {
     Command(Command),
     Plan(StepPlan),
+    /// The oldest step under way is done.
+    Finish,
+    /// A step could not be begun.
+    Broken(StepError),
     EpochOver,
     End,
 }
 
 impl DeviceThread {
     /// Works until the commands end.
-    pub fn run(mut self) {
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn run(mut self) -> Result<(), TensorError> {
         let mut reign: Option<Reign> = None;
         let mut drained: Option<oneshot::Sender<()>> = None;
         loop {
-            if drained.is_some() && reign.as_ref().is_none_or(|reign| reign.plans.is_empty()) {
+            if drained.is_some() && reign.as_ref().is_none_or(Reign::is_idle) {
                 if let Some(reign) = reign.take() {
                     reign.epoch.end(Failure::new(Reason::Unavailable, "the shard was drained"));
                 }
@@ -107,15 +121,11 @@ impl DeviceThread {
                     let _ = fetch.done.send(answer);
                 }
                 Next::Command(Command::Drain(done)) => drained = Some(done),
-                Next::Plan(plan) => {
-                    if let Some(running) = &mut reign
-                        && let Err(why) = running.execute(&mut self.machine, plan)
-                    {
-                        running.epoch.end(why);
-                    }
-                }
+                Next::Plan(plan) => settle(&mut reign, |reign| reign.begin(&mut self.machine, plan))?,
+                Next::Finish => settle(&mut reign, |reign| reign.finish(&self.machine))?,
+                Next::Broken(error) => settle(&mut reign, |_| Err(error))?,
                 Next::EpochOver => reign = None,
-                Next::End => return,
+                Next::End => return Ok(()),
             }
         }
     }
@@ -124,10 +134,16 @@ impl DeviceThread {
     fn next(&mut self, reign: Option<&mut Reign>) -> Next {
         let Self { machine, commands, .. } = self;
         let command = |command: Option<Command>| command.map_or(Next::End, Next::Command);
-        let Some(Reign { epoch, plans, clock, .. }) = reign else {
+        let Some(reign) = reign else {
             return command(machine.runtime.block_on(commands.recv()));
         };
         let start = Instant::now();
+        if reign.is_busy() {
+            let next = beside(machine, commands, reign);
+            reign.clock.add(Doing::Computing, start.elapsed());
+            return next;
+        }
+        let Reign { epoch, plans, clock, .. } = reign;
         let next = machine.runtime.block_on(async {
             tokio::select! {
                 biased;
@@ -175,7 +191,17 @@ impl DeviceThread {
         let sequences = Sequences::new(epoch.holder.epoch, self.room);
         // A driver that gave up waiting is noticed by its `Run`, or that it opens none.
         let _ = done.send(Ok(()));
-        Some(Reign { epoch, plans, reports, receiver, sender, sequences, clock: StageClock::default() })
+        Some(Reign {
+            epoch,
+            plans,
+            reports,
+            receiver,
+            sender,
+            sequences,
+            clock: StageClock::default(),
+            staged: None,
+            under_way: VecDeque::new(),
+        })
     }
 
     fn fetch(&mut self, reign: Option<&Reign>, fetch: &Fetch) -> Result<WholeRow, Failure> {
@@ -202,5 +228,50 @@ impl DeviceThread {
         let processed = row(Some(context))?;
         let raw = if fetch.raw_too { row(None)? } else { bytes::Bytes::new() };
         Ok(WholeRow { processed, raw })
+    }
+}
+
+/// What is next while a step is under way.
+fn beside(machine: &mut Machine, commands: &mut mpsc::Receiver<Command>, reign: &mut Reign) -> Next {
+    loop {
+        if reign.epoch.is_over() {
+            return Next::EpochOver;
+        }
+        if reign.is_done() {
+            return Next::Finish;
+        }
+        match commands.try_recv() {
+            Ok(command) => return Next::Command(command),
+            Err(mpsc::error::TryRecvError::Disconnected) => return Next::End,
+            Err(mpsc::error::TryRecvError::Empty) => {}
+        }
+        match reign.ready(machine) {
+            Ok(Some(plan)) => return Next::Plan(plan),
+            Ok(None) => {}
+            Err(error) => return Next::Broken(error),
+        }
+        for _ in 0..IDLE_TURNS {
+            std::hint::spin_loop();
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Does a part of a step. What goes wrong ends the epoch; a failure of the device is given on.
+fn settle(
+    reign: &mut Option<Reign>,
+    part: impl FnOnce(&mut Reign) -> Result<(), StepError>,
+) -> Result<(), TensorError> {
+    let Some(reign) = reign else { return Ok(()) };
+    match part(reign) {
+        Ok(()) => Ok(()),
+        Err(StepError::Epoch(why)) => {
+            reign.epoch.end(why);
+            Ok(())
+        }
+        Err(StepError::Device(error)) => {
+            reign.epoch.end(Failure::new(Reason::Unavailable, format!("the device has failed: {error}")));
+            Err(error)
+        }
     }
 }

@@ -7,6 +7,7 @@
 mod config;
 mod describe;
 mod device;
+mod edges;
 mod epoch;
 mod error;
 mod evidence;

@@ -10,6 +10,7 @@ use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage};
 use asterism_tensor::{CpuOptions, Device, Dtype};
 
 use crate::config::ShardConfig;
+use crate::edges::Edges;
 use crate::error::ShardError;
 use crate::evidence::LogitsRows;
 
@@ -21,6 +22,8 @@ const LOGGED_STEPS: u64 = 10;
 pub struct Loaded {
     /// The layers, on their device.
     pub stage: Stage,
+    /// Buffers of its edges.
+    pub edges: Edges,
     /// Of the last stage.
     pub logits: Option<LogitsRows>,
     /// Raw rows that it keeps.
@@ -80,7 +83,8 @@ pub fn load(config: &ShardConfig, progress: &Progress) -> Result<Loaded, ShardEr
         true => Some(LogitsRows::new(stage.device(), spec.vocab, sizing.logits_slots)?),
         false => None,
     };
-    Ok(Loaded { stage, logits, logits_slots: sizing.logits_slots })
+    let edges = Edges::new(&stage, config.steps_in_flight())?;
+    Ok(Loaded { stage, edges, logits, logits_slots: sizing.logits_slots })
 }
 
 /// The layers that the configuration names, or an even share of them.

@@ -1,6 +1,11 @@
 //! What a stage tells of its time and its life.
+//!
+//! A beat is a layer that is done. On a CPU each layer is heard of by itself. A card is given all layers of a step at once, so
+//! they are heard of together, once the step is done; it counts as at work from when it is given the step until then, also
+//! if it hangs.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use asterism_proto::shard::v1::{Beat, StageTimes};
@@ -9,20 +14,26 @@ use asterism_proto::shard::v1::{Beat, StageTimes};
 #[derive(Debug, Default)]
 pub struct Heart {
     layers_done: AtomicU64,
-    working: AtomicBool,
+    /// Steps that the device is at.
+    working: AtomicU32,
     draining: AtomicBool,
 }
 
 impl Heart {
     /// One more layer is done.
     pub fn layer_done(&self) {
-        self.layers_done.fetch_add(1, Ordering::Relaxed);
+        self.layers_done(1);
+    }
+
+    /// So many more layers are done.
+    pub fn layers_done(&self, layers: usize) {
+        self.layers_done.fetch_add(layers as u64, Ordering::Relaxed);
     }
 
     /// The device is at work until the guard is dropped.
-    pub fn work(&self) -> Work<'_> {
-        self.working.store(true, Ordering::Relaxed);
-        Work { heart: self }
+    pub fn work(self: &Arc<Self>) -> Work {
+        self.working.fetch_add(1, Ordering::Relaxed);
+        Work { heart: Arc::clone(self) }
     }
 
     /// From now on the shard wants to leave.
@@ -39,7 +50,7 @@ impl Heart {
     pub fn beat(&self) -> Beat {
         Beat {
             layers_done: self.layers_done.load(Ordering::Relaxed),
-            working: self.working.load(Ordering::Relaxed),
+            working: self.working.load(Ordering::Relaxed) > 0,
             draining: self.is_draining(),
         }
     }
@@ -47,13 +58,13 @@ impl Heart {
 
 /// See [`Heart::work`].
 #[derive(Debug)]
-pub struct Work<'a> {
-    heart: &'a Heart,
+pub struct Work {
+    heart: Arc<Heart>,
 }
 
-impl Drop for Work<'_> {
+impl Drop for Work {
     fn drop(&mut self) {
-        self.heart.working.store(false, Ordering::Relaxed);
+        self.heart.working.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -107,9 +118,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_device_works_as_long_as_the_guard_lives() {
-        let heart = Heart::default();
+    fn the_device_works_as_long_as_a_guard_lives() {
+        let heart = Arc::<Heart>::default();
         let work = heart.work();
+        drop(heart.work());
         heart.layer_done();
         assert_eq!(heart.beat(), Beat { layers_done: 1, working: true, draining: false });
         drop(work);

@@ -142,7 +142,7 @@ fn spawn_device(
     thread::Builder::new().name(format!("stage-{}", config.stage)).spawn(move || {
         // Tells the process when this thread ends, for whatever reason.
         let _gone = guard;
-        let Loaded { stage, logits, logits_slots } = match load::load(&config, &progress) {
+        let Loaded { stage, edges, logits, logits_slots } = match load::load(&config, &progress) {
             Ok(loaded) => loaded,
             Err(error) => return drop(told.send(Err(error))),
         };
@@ -166,9 +166,12 @@ fn spawn_device(
         let (commands, queue) = mpsc::channel::<Command>(COMMAND_QUEUE);
         let description = describe::describe(&config, info, logits_slots);
         let largest = info.max_rows as u64 * info.row_bytes() as u64;
-        let machine = Machine { stage, logits, heart, runtime };
+        let machine = Machine { stage, edges, logits, heart, runtime };
         if told.send(Ok(Ready { description, largest, commands })).is_ok() {
-            DeviceThread { machine, room, commands: queue }.run();
+            let ended = DeviceThread { machine, room, commands: queue }.run();
+            if let Err(error) = ended {
+                tracing::error!(%error, "the device has failed");
+            }
         }
     })?;
     Ok(loaded)

@@ -1,5 +1,11 @@
 //! One epoch on the device thread: its sequences, its edges, and the execution of its steps.
+//!
+//! A step is begun, then finished. Begun: its plan is applied, its input taken in, its layers and the copy of its output given
+//! to the device. Finished: its output is there, is sent on and reported. The CPU is done with a step's work when it is begun. A
+//! card goes on by itself, and one more step may be begun behind the one at work, so that it never waits for the host; steps
+//! are finished in their order all the same.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -8,14 +14,15 @@ use asterism_model::stage::{Batch, Input, Output, Span};
 use asterism_model::{ModelError, Stage};
 use asterism_proto::shard::v1::{Evidence, StepPlan, StepReport};
 use asterism_proto::{Failure, Reason};
-use asterism_tensor::Row;
+use asterism_tensor::{Device, EdgeBuffer, Row, StepTimes, TensorError};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use crate::edges::{Edges, MOST_UNDER_WAY, Place, StagedStep};
 use crate::epoch::Epoch;
 use crate::evidence::{Context, LogitsRows, Wanted};
 use crate::plan::{PlanRefusal, Step, StepSpan};
-use crate::report::{Doing, Heart, StageClock};
+use crate::report::{Doing, Heart, StageClock, Work};
 use crate::sequences::Sequences;
 
 /// The device, and what is used with it in every epoch.
@@ -23,6 +30,8 @@ use crate::sequences::Sequences;
 pub struct Machine {
     /// The layers.
     pub stage: Stage,
+    /// Buffers of its edges.
+    pub edges: Edges,
     /// Of the last stage.
     pub logits: Option<LogitsRows>,
     /// Signs of life.
@@ -48,22 +57,124 @@ pub struct Reign {
     pub sequences: Sequences,
     /// Where the time goes.
     pub clock: StageClock,
+    /// The next step's input, if it was staged before its turn.
+    pub staged: Option<StagedStep>,
+    /// Steps that were begun and are not finished, the oldest first.
+    pub under_way: VecDeque<UnderWay>,
+}
+
+/// A step between its beginning and its end.
+#[derive(Debug)]
+pub struct UnderWay {
+    step: u64,
+    /// Nothing, if it has no rows.
+    work: Option<WorkUnderWay>,
+    evidence: Vec<Evidence>,
+}
+
+/// What the device was given for a step.
+#[derive(Debug)]
+struct WorkUnderWay {
+    /// There once all of it is done.
+    output: EdgeBuffer,
+    /// Where the output goes; `None` on the last stage.
+    place: Option<Place>,
+    alive: Work,
+}
+
+/// Why a step was not done.
+#[derive(Debug)]
+pub enum StepError {
+    /// The epoch ends with it.
+    Epoch(Failure),
+    /// The device has failed; the process ends with it.
+    Device(TensorError),
+}
+
+impl From<Failure> for StepError {
+    fn from(why: Failure) -> Self {
+        Self::Epoch(why)
+    }
+}
+
+impl From<TensorError> for StepError {
+    fn from(error: TensorError) -> Self {
+        if error.is_device_failure() {
+            return Self::Device(error);
+        }
+        Self::Epoch(Failure::new(Reason::Internal, error.to_string()))
+    }
 }
 
 impl Reign {
-    /// Executes one plan and reports it.
+    /// Begins the step of a plan.
     ///
     /// # Errors
-    /// What the epoch ends with.
-    pub fn execute(&mut self, machine: &mut Machine, plan: StepPlan) -> Result<(), Failure> {
-        let step = self.sequences.apply(plan)?;
-        let evidence = if step.spans.is_empty() { Vec::new() } else { self.compute(machine, &step)? };
-        let report = StepReport {
-            epoch: self.epoch.holder.epoch,
-            step: step.id,
-            evidence,
-            times: Some(self.clock.take()),
+    /// The plan is refused, the epoch is over, or the device has failed.
+    pub fn begin(&mut self, machine: &mut Machine, plan: StepPlan) -> Result<(), StepError> {
+        let step = self.sequences.apply(plan).map_err(Failure::from)?;
+        let (work, evidence) = match step.spans.is_empty() {
+            true => (None, Vec::new()),
+            false => {
+                let (work, evidence) = self.compute(machine, &step)?;
+                (Some(work), evidence)
+            }
         };
+        self.under_way.push_back(UnderWay { step: step.id, work, evidence });
+        Ok(())
+    }
+
+    /// Whether nothing is planned or under way.
+    pub fn is_idle(&self) -> bool {
+        self.plans.is_empty() && !self.is_busy()
+    }
+
+    /// Whether a step is under way.
+    pub fn is_busy(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
+    /// Whether [`Reign::finish`] would not wait for the device. A device that has failed is told by that.
+    pub fn is_done(&self) -> bool {
+        let work = self.under_way.front().and_then(|oldest| oldest.work.as_ref());
+        work.is_none_or(|work| work.output.is_done().unwrap_or(true))
+    }
+
+    /// The plan of the next step, if the step can begin behind those under way without waiting for anything.
+    ///
+    /// # Errors
+    /// Its input is wrong, or the device has failed.
+    pub fn ready(&mut self, machine: &mut Machine) -> Result<Option<StepPlan>, StepError> {
+        self.stage_ahead(machine)?;
+        let has_input = self.receiver.is_none() || self.staged.is_some();
+        if self.under_way.len() < MOST_UNDER_WAY && has_input && machine.edges.has_place() {
+            return Ok(self.plans.try_recv().ok());
+        }
+        Ok(None)
+    }
+
+    /// Finishes the oldest step under way: waits for the device, sends the output on and reports.
+    ///
+    /// # Errors
+    /// The epoch is over, or the device has failed.
+    pub fn finish(&mut self, machine: &Machine) -> Result<(), StepError> {
+        let Some(UnderWay { step, work, evidence }) = self.under_way.pop_front() else { return Ok(()) };
+        if let Some(WorkUnderWay { output, place, alive }) = work {
+            let bytes = self.clock.time(Doing::Computing, || output.wait())?;
+            if is_ahead(&machine.stage) {
+                machine.heart.layers_done(machine.stage.info().layers.len());
+            }
+            // Whoever waits for the next stage is not at work.
+            drop(alive);
+            if let Some(times) = bytes.times()? {
+                tell(step, &times);
+            }
+            if let Some(place) = place {
+                self.send(machine, StepBytes { step, bytes: place.hold(bytes) })?;
+            }
+        }
+        let epoch = self.epoch.holder.epoch;
+        let report = StepReport { epoch, step, evidence, times: Some(self.clock.take()) };
         let Self { epoch, reports, clock, .. } = self;
         let sent = async {
             tokio::select! {
@@ -71,54 +182,104 @@ impl Reign {
                 sent = reports.send(report) => sent.map_err(|_| Failure::new(Reason::Cancelled, "the driver is gone")),
             }
         };
-        clock.time(Doing::WaitingForOutput, || machine.runtime.block_on(sent))
+        Ok(clock.time(Doing::WaitingForOutput, || machine.runtime.block_on(sent))?)
     }
 
-    /// Runs the layers over a step with rows, and sends on what comes out.
-    fn compute(&mut self, machine: &mut Machine, step: &Step) -> Result<Vec<Evidence>, Failure> {
-        let hidden = self.input(machine, step)?;
+    /// Gives a step with rows to the device, and makes its evidence.
+    fn compute(
+        &mut self,
+        machine: &mut Machine,
+        step: &Step,
+    ) -> Result<(WorkUnderWay, Vec<Evidence>), StepError> {
+        let place = self.place(machine)?;
+        let mut input = self.input(machine, step)?;
         let Self { epoch, sequences, clock, .. } = self;
-        let output =
-            clock.time(Doing::Computing, || forward(machine, epoch, sequences, (step, hidden.as_ref())))?;
-        drop(hidden);
+        let alive = machine.heart.work();
+        let (output, is_logits) = clock.time(Doing::Computing, || -> Result<_, StepError> {
+            machine.edges.begin(input.as_mut())?;
+            let output = forward(machine, epoch, sequences, (step, input.as_ref()))?;
+            let is_logits = matches!(output, Output::Logits { rows } if rows > 0);
+            Ok((machine.edges.read(&machine.stage, place.as_ref())?, is_logits))
+        })?;
+        drop(input);
         if let Some(receiver) = &mut self.receiver {
             receiver.consumed();
         }
-        match output {
-            Output::Hidden { .. } => self.send(machine, step).map(|()| Vec::new()),
-            Output::Logits { .. } => {
-                let Self { sequences, clock, .. } = self;
-                clock.time(Doing::Computing, || evidence(machine, sequences, &step.spans))
+        let mut made = Vec::new();
+        if is_logits {
+            if is_ahead(&machine.stage) {
+                self.stage_ahead(machine)?;
             }
+            let Self { sequences, clock, .. } = self;
+            made = clock.time(Doing::Computing, || evidence(machine, sequences, &step.spans))?;
         }
+        Ok((WorkUnderWay { output, place, alive }, made))
     }
 
-    /// Waits for the step's activations, unless this is the first stage.
-    fn input(&mut self, machine: &Machine, step: &Step) -> Result<Option<StepBytes>, Failure> {
+    /// Waits for a place for the step's output, unless this is the last stage.
+    fn place(&mut self, machine: &Machine) -> Result<Option<Place>, StepError> {
+        let Self { epoch, clock, .. } = self;
+        let place = async {
+            tokio::select! {
+                biased;
+                place = machine.edges.place() => Ok(place),
+                why = epoch.over() => Err(why.into()),
+            }
+        };
+        clock.time(Doing::WaitingForOutput, || machine.runtime.block_on(place))
+    }
+
+    /// Waits for the step's activations and lets them come up to the device, unless this is the first stage or they were staged
+    /// before.
+    fn input(&mut self, machine: &mut Machine, step: &Step) -> Result<Option<StagedStep>, StepError> {
         let Some(receiver) = &mut self.receiver else { return Ok(None) };
-        let received =
-            self.clock.time(Doing::WaitingForInput, || machine.runtime.block_on(receiver.receive()));
-        let received = received.map_err(|error| Epoch::edge_failure(&error))?;
-        if received.step != step.id {
-            let message =
-                format!("activations of step {} came where step {} was due", received.step, step.id);
-            return Err(Failure::new(Reason::InvalidArgument, message));
+        let staged = match self.staged.take() {
+            Some(staged) => staged,
+            None => {
+                let receiving = receiver.receive();
+                let received =
+                    self.clock.time(Doing::WaitingForInput, || machine.runtime.block_on(receiving));
+                let received = received.map_err(|error| Epoch::edge_failure(&error))?;
+                self.clock.time(Doing::Computing, || machine.edges.stage(&received))?
+            }
+        };
+        if staged.step != step.id {
+            let message = format!("activations of step {} came where step {} was due", staged.step, step.id);
+            return Err(Failure::new(Reason::InvalidArgument, message).into());
         }
-        Ok(Some(received))
+        Ok(Some(staged))
+    }
+
+    /// Lets the next step's input come up to the device before its turn, if it has come.
+    fn stage_ahead(&mut self, machine: &mut Machine) -> Result<(), StepError> {
+        if self.staged.is_none()
+            && let Some(received) = self.receiver.as_mut().and_then(Receiver::try_receive)
+        {
+            self.staged = Some(machine.edges.stage(&received)?);
+        }
+        Ok(())
     }
 
     /// Hands the step's residual stream to the next stage.
-    fn send(&mut self, machine: &Machine, step: &Step) -> Result<(), Failure> {
+    fn send(&mut self, machine: &Machine, step: StepBytes) -> Result<(), Failure> {
         let Some(sender) = &mut self.sender else {
             return Err(Failure::new(Reason::Internal, "there is no edge to the next stage"));
         };
-        let mut bytes = Vec::with_capacity(step.rows() * machine.stage.info().row_bytes());
-        let read = self.clock.time(Doing::Computing, || machine.stage.read_hidden(&mut bytes));
-        read.map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
-        let sending = sender.send(StepBytes { step: step.id, bytes: bytes.into() });
+        let sending = sender.send(step);
         let sent = self.clock.time(Doing::WaitingForOutput, || machine.runtime.block_on(sending));
         sent.map_err(|error| Epoch::edge_failure(&error))
     }
+}
+
+/// Whether the device goes on by itself with what it was given.
+fn is_ahead(stage: &Stage) -> bool {
+    matches!(stage.device(), Device::Cuda(_))
+}
+
+/// Logs when the card did the parts of a step, in milliseconds by its own clock.
+fn tell(step: u64, times: &StepTimes) {
+    let StepTimes { upload, compute, download } = times;
+    tracing::debug!(target: "asterism_shard::timeline", step, ?upload, ?compute, ?download);
 }
 
 /// Runs the layers; stops between two of them if the epoch ends.
@@ -126,22 +287,24 @@ fn forward(
     machine: &mut Machine,
     epoch: &Epoch,
     sequences: &Sequences,
-    (step, hidden): (&Step, Option<&StepBytes>),
-) -> Result<Output, Failure> {
+    (step, input): (&Step, Option<&StagedStep>),
+) -> Result<Output, StepError> {
     let spans: Vec<Span<'_>> = step.spans.iter().map(|span| batch_span(span, sequences)).collect();
-    let input = hidden.map_or(Input::Tokens, |hidden| Input::Hidden(&hidden.bytes));
+    let input = input.map_or(Input::Tokens, |input| Input::Staged(&input.rows));
     let Machine { stage, heart, .. } = machine;
-    let _work = heart.work();
+    // What a card was given is not done: its layers are heard of when the step is.
+    let beats = !is_ahead(stage);
     let output = stage.forward(&Batch { spans: &spans }, input, &mut |beat| {
-        if beat.layers_done > 0 {
+        if beat.layers_done > 0 && beats {
             heart.layer_done();
         }
         if epoch.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     output.map_err(|error| match error {
-        ModelError::Batch(why) => PlanRefusal::Batch { step: step.id, why }.into(),
-        ModelError::Stopped { .. } => Failure::new(Reason::Cancelled, "the epoch is over"),
-        other => Failure::new(Reason::Internal, other.to_string()),
+        ModelError::Batch(why) => Failure::from(PlanRefusal::Batch { step: step.id, why }).into(),
+        ModelError::Stopped { .. } => Failure::new(Reason::Cancelled, "the epoch is over").into(),
+        ModelError::Tensor(error) => error.into(),
+        other => Failure::new(Reason::Internal, other.to_string()).into(),
     })
 }
 
