@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use crate::cpu::{Cpu, probe};
-use crate::cuda::{Counters, Cuda, CudaLimits, CudaOptions, Graphs};
+use crate::cuda::{Counters, Cuda, CudaLimits, CudaOptions, Graphs, MatmulPlans};
 use crate::rows::check_spans;
 use crate::{
     AttnSpan, Compute, Dtype, Embedding, Indices, Isa, KvPool, KvSpec, Limits, Matrix, MatrixBuilder, RopeTable,
@@ -230,6 +230,15 @@ impl Device {
         match self {
             Device::Cpu(_) => Ok(()),
             Device::Cuda(cuda) => cuda.prepare_matmul(matrices, rows, out),
+        }
+    }
+
+    /// How a card multiplies, and what that promises; `None` on the CPU, where a row's products always depend on that
+    /// row alone.
+    pub fn matmul_plans(&self) -> Option<MatmulPlans> {
+        match self {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => Some(cuda.matmul_plans()),
         }
     }
 

@@ -1,8 +1,18 @@
-//! Weights on a card: `[N, K]`, row-major, in the compute type.
+//! Weights on a card: `[N, K]`, row-major, in the compute type. Denormals stay as they are: tensor cores take them.
 
+mod load;
+
+use std::sync::Arc;
+
+use crate::cpu::bf16;
 use crate::cuda::Cuda;
+use crate::cuda::context::Context;
 use crate::cuda::memory::DeviceMemory;
-use crate::{Compute, Dtype, Embedding, MatrixBuilder, TensorError};
+use crate::error::check_eq;
+use crate::storage::Storage;
+use crate::{Columns, Compute, Dtype, Embedding, Layout, MatrixBuilder, TensorError};
+
+pub use load::Loader;
 
 /// See the module.
 #[derive(Debug)]
@@ -11,9 +21,31 @@ pub struct CardMatrix {
     outputs: usize,
     compute: Compute,
     memory: DeviceMemory,
+    bias: Option<CardBias>,
 }
 
+/// A bias in f32, and where that loses nothing in bf16 too.
+#[derive(Debug)]
+pub struct CardBias {
+    memory: DeviceMemory,
+    /// Where the bf16 values begin.
+    bf16: u64,
+}
+
+// === impl CardMatrix ===
+
 impl CardMatrix {
+    /// `[outputs, inputs]` weights that are in `memory`, or will be when the compute stream comes to it.
+    pub fn new(
+        compute: Compute,
+        [outputs, inputs]: [usize; 2],
+        memory: DeviceMemory,
+        bias: Option<&[f32]>,
+    ) -> Result<CardMatrix, TensorError> {
+        let bias = bias.map(|bias| CardBias::new(memory.context(), bias, compute)).transpose()?;
+        Ok(CardMatrix { inputs, outputs, compute, memory, bias })
+    }
+
     /// Input size K.
     pub fn inputs(&self) -> usize {
         self.inputs
@@ -33,20 +65,64 @@ impl CardMatrix {
     pub fn bytes(&self) -> usize {
         self.memory.bytes()
     }
+
+    /// Where they begin.
+    pub fn address(&self) -> u64 {
+        self.memory.address()
+    }
+
+    /// The bias, if there is one.
+    pub fn bias(&self) -> Option<&CardBias> {
+        self.bias.as_ref()
+    }
 }
 
+impl CardBias {
+    fn new(context: &Arc<Context>, values: &[f32], compute: Compute) -> Result<CardBias, TensorError> {
+        let rounded: Vec<u16> = values.iter().map(|value| bf16::round(*value)).collect();
+        let widened: Vec<f32> = rounded.iter().map(|bits| bf16::widen(*bits)).collect();
+        let values = if compute == Compute::Bf16 { &widened } else { values };
+        // The second half begins where any load is aligned.
+        let half = size_of_val(values).next_multiple_of(256);
+        let memory = DeviceMemory::unwritten(context, half + size_of_val(&rounded[..]))?;
+        memory.write(0, bytemuck::cast_slice(values))?;
+        memory.write(half, bytemuck::cast_slice(&rounded))?;
+        Ok(CardBias { bf16: memory.address() + half as u64, memory })
+    }
+
+    /// Where its values of a type begin.
+    pub fn address(&self, dtype: Dtype) -> u64 {
+        if dtype == Dtype::F32 { self.memory.address() } else { self.bf16 }
+    }
+}
+
+// === impl Cuda ===
+
 impl Cuda {
-    pub(crate) fn matrix(&self, _: MatrixBuilder<'_>) -> Result<CardMatrix, TensorError> {
-        Err(TensorError::OtherDevice)
+    pub(crate) fn matrix(&self, builder: MatrixBuilder<'_>) -> Result<CardMatrix, TensorError> {
+        let outputs = builder.check()?;
+        let (inputs, compute) = (builder.inputs, builder.compute);
+        let stored = compute.dtype();
+        let bytes = outputs.saturating_mul(inputs).saturating_mul(stored.bytes());
+        let memory = DeviceMemory::unwritten(self.card().context(), bytes)?;
+        self.weights.load(&builder.groups, inputs, stored, memory.address())?;
+        CardMatrix::new(compute, [outputs, inputs], memory, builder.bias.as_deref())
     }
 
     pub(crate) fn embedding(
         &self,
-        _: Dtype,
-        _: [usize; 2],
-        _: &[u8],
-        _: Compute,
+        dtype: Dtype,
+        [vocab, cols]: [usize; 2],
+        bytes: &[u8],
+        compute: Compute,
     ) -> Result<Embedding, TensorError> {
-        Err(TensorError::OtherDevice)
+        let elements = vocab.saturating_mul(cols);
+        let expected = elements.saturating_mul(dtype.bytes());
+        check_eq("embedding", "the table's size in bytes", bytes.len(), expected)?;
+        let stored = if compute == Compute::Bf16 { Dtype::Bf16 } else { dtype };
+        let memory = DeviceMemory::unwritten(self.card().context(), elements.saturating_mul(stored.bytes()))?;
+        let rows = Columns { bytes, dtype, layout: Layout::OutputsFirst, outputs: vocab, select: None };
+        self.weights.load(&[rows], cols, stored, memory.address())?;
+        Ok(Embedding::with(stored, [vocab, cols], Storage::Card(memory)))
     }
 }

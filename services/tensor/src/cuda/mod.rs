@@ -21,7 +21,9 @@ pub mod matrix;
 pub mod memory;
 pub mod rope;
 pub mod rows;
+pub mod staging;
 pub mod stream;
+pub mod synthetic;
 pub mod upload;
 
 use std::fmt;
@@ -33,6 +35,7 @@ use crate::cuda::card::Card;
 use crate::cuda::compile::Theme;
 
 pub use card::Counters;
+pub use gemm::MatmulPlans;
 pub use graph::Graphs;
 pub use limits::CudaLimits;
 
@@ -54,6 +57,7 @@ pub struct Cuda {
     elementwise: elementwise::Kernels,
     rope: rope::Kernels,
     gemm: gemm::Gemm,
+    weights: matrix::Loader,
     evidence: evidence::Kernels,
     attention: attention::Kernels,
 }
@@ -66,12 +70,14 @@ pub(crate) fn memory_of(ordinal: usize) -> Result<(u64, u64), TensorError> {
 impl Cuda {
     pub(crate) fn new(options: CudaOptions) -> Result<Cuda, TensorError> {
         let card = Arc::new(Card::open(&options)?);
-        let themes = [Theme::Elementwise, Theme::Rope, Theme::Gemm, Theme::Pack, Theme::Evidence];
+        let themes = [Theme::Elementwise, Theme::Rope, Theme::Gemm, Theme::Pack, Theme::Evidence, Theme::Attention];
         card.compile_ahead(&themes.map(|theme| (theme, Vec::new())));
+        let weights = matrix::Loader::new(&card)?;
         Ok(Cuda {
             elementwise: elementwise::Kernels::new(&card)?,
             rope: rope::Kernels::new(&card)?,
-            gemm: gemm::Gemm::new(&card, &options)?,
+            gemm: gemm::Gemm::new(&card, &options, weights.random())?,
+            weights,
             evidence: evidence::Kernels::new(&card)?,
             attention: attention::Kernels::new(&card)?,
             card,

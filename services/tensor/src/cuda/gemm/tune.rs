@@ -55,7 +55,10 @@ pub struct Bench<'a> {
 #[derive(Debug)]
 struct Trial {
     algorithm: Algorithm,
+    /// Whether its bits are ours.
     equal: bool,
+    /// Whether there was enough to compare: zeros prove nothing.
+    proven: bool,
     /// In milliseconds; the first is of the run that was compared.
     times: Vec<f32>,
 }
@@ -98,11 +101,15 @@ impl<'a> Bench<'a> {
         }
         let mut trials = Vec::new();
         for algorithm in gemm.library.candidates(&problem)? {
-            trials.extend(self.try_out(task, &mut problem, &algorithm)?.filter(|trial| trial.equal));
+            trials.extend(self.try_out(task, &mut problem, &algorithm)?);
         }
+        let proven = trials.iter().all(|trial| trial.proven);
+        trials.retain(|trial| trial.equal);
         let best = self.fastest(task, &mut problem, trials)?;
-        let found = best.map_or(Found::NoneEqual, Found::Equal);
-        gemm.store.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, found);
+        if proven {
+            let found = best.map_or(Found::NoneEqual, Found::Equal);
+            gemm.store.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, found);
+        }
         match best {
             Some(algorithm) => Ok(Plan::Library { problem, algorithm, equal: true }),
             None => self.without_equal(task, problem),
@@ -163,10 +170,9 @@ impl<'a> Bench<'a> {
         self.counts.read(0, bytemuck::cast_slice_mut(&mut counts))?;
         let [different, alive] = [0, 1].map(|index| counts[index].wrapping_sub(self.counted[index]) as usize);
         self.counted = counts;
-        // Zeros prove nothing.
-        let equal = different == 0 && alive * 2 >= rows * row / 2;
+        let proven = alive * 2 >= rows * row / 2;
         let time = self.start.milliseconds_to(&self.end)?;
-        Ok(Some(Trial { algorithm: *algorithm, equal, times: vec![time] }))
+        Ok(Some(Trial { algorithm: *algorithm, equal: proven && different == 0, proven, times: vec![time] }))
     }
 
     /// Which of `trials` has the least middle time.
