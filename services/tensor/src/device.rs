@@ -225,7 +225,8 @@ impl Device {
     }
 
     /// Finds and keeps the fastest way to multiply by each of `matrices` for every number of rows up to `rows`, so that
-    /// nothing has to be found out later. `out` is the type of the products.
+    /// nothing has to be found out later. `out` is the type of the products. Called when all weights are loaded: memory that
+    /// loading took is given back.
     pub fn prepare_matmul(&self, matrices: &[&Matrix], rows: usize, out: Dtype) -> Result<(), TensorError> {
         match self {
             Device::Cpu(_) => Ok(()),
