@@ -2,8 +2,9 @@
 //
 // HEAD_DIM is 64 or 128. A step's prompt rows come as tiles of up to 128 rows of one span; an item is a tile and a
 // head. Keys and values come in tiles of 128 at absolute positions from 0, and every row takes the same operations in
-// the same order however its prompt is cut: what a row does not see adds exactly nothing, done or left out. So the
-// products with an upper half of keys that no row of a warpgroup sees are left out.
+// the same order however its prompt is cut: what a row does not see adds exactly nothing, done or left out (stored
+// values are finite, rope.cu sees to it). So the products with an upper half of keys that no row of a warpgroup sees
+// are left out.
 //
 // The blocks rest in the swizzle that the products read (prelude: kv_tiled_at with lines of 64 dims), so plain bulk
 // copies make a tile of them; queries are swizzled by their tensor map.
@@ -253,7 +254,7 @@ DEVICE void produce(const Ring& ring, const Items& items, const TensorMap* queri
         __syncwarp();
       }
 
-      // Values beyond the last row may be anything, NaN too, and a weight of 0 does not cure that: they become 0.
+      // Beyond the last row may be anything, NaN too, and a weight of 0 does not cure that: it becomes 0.
       int rows = last + 1 - first * BLOCK_ROWS;
       bool tail = rows < TILE_KEYS;
       u32 full = ring.values_full(cursor.stage), landed = tail ? ring.tail_landed() : full;

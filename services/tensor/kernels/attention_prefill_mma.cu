@@ -2,7 +2,8 @@
 //
 // HEAD_DIM is a multiple of 16 from 64 to 160. A step's prompt rows come as tiles of up to 128 rows of one span. Keys
 // and values come in tiles of 64 at absolute positions from 0, and every row takes the same operations in the same
-// order however its prompt is cut: what a row does not see adds exactly nothing, done or left out.
+// order however its prompt is cut: what a row does not see adds exactly nothing, done or left out (stored values are
+// finite, rope.cu sees to it).
 #ifndef HEAD_DIM
 #define HEAD_DIM 128
 #endif

@@ -43,6 +43,13 @@ DEVICE void turn_pairs(u32& a, u32& b, float4 turn) {
   b = pack(low.y, high.y);
 }
 
+// Whether one of eight elements is infinite or NaN.
+DEVICE bool unbounded(uint4 x) {
+  u32 most = 0x7f80;  // the exponent's bits
+  auto is = [&](u32 pair) { return (pair & most) == most || (pair >> 16 & most) == most; };
+  return is(x.x) || is(x.y) || is(x.z) || is(x.w);
+}
+
 // Tiled blocks. Grid (rows, pieces), 128 threads; a thread turns elements d .. d+8 of a query or key head and their
 // partners d + half .. d + half + 8, and a key's thread copies the same elements of the value. All of these are whole
 // 16-byte chunks here and in the block, whose order within a line kv_tiled_at gives.
@@ -69,6 +76,12 @@ extern "C" __global__ void __launch_bounds__(128) rope_kv_write_tiled_bf16(const
     *(uint4*)from = a;
     *(uint4*)(from + half) = b;
     return;
+  }
+  // Rows of a tile are multiplied with all of its values, those they do not see with weight 0, which cures finite ones
+  // alone. So stored values are finite, and for one that was not the key is NaN: to all rows that see it.
+  if (unbounded(value_a) || unbounded(value_b)) {
+    value_a = value_b = make_uint4(0, 0, 0, 0);
+    a = b = make_uint4(0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0);
   }
   int tile = work.layout.tile, at = place.position % BLOCK_ROWS;
   u8* to = work.kv + kv_head_at(work.layout, place.block, kv_head);
