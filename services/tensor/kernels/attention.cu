@@ -92,8 +92,8 @@ DEVICE float sum_eight(const float v[8], int lane) {
 
 // A warp's 8 keys from `key` on, against all queries: scores[query][0 .. 8], minus infinity beyond the row.
 template <typename E, int HEADS>
-DEVICE void score_eight(const GeneralWork& work, const General& row, int kv_head, int key, const float2 q[HEADS][GENERAL_PAIRS],
-                        float scores[HEADS][GENERAL_KEYS], int at, int lane) {
+DEVICE void score_eight(const GeneralWork& work, const General& row, int kv_head, int key,
+                        const float2 q[HEADS][GENERAL_PAIRS], float scores[HEADS][GENERAL_KEYS], int at, int lane) {
   int half = work.layout.head_dim / 2;
   float sums[HEADS][8];
 #pragma unroll
@@ -245,15 +245,19 @@ template <typename E, int HEADS> DEVICE void attention_general(const GeneralWork
   }
 }
 
-extern "C" __global__ void __launch_bounds__(GENERAL_THREADS) attention_general_single_f32(const __grid_constant__ GeneralWork work) {
+extern "C" __global__ void __launch_bounds__(GENERAL_THREADS)
+attention_general_single_f32(const __grid_constant__ GeneralWork work) {
   attention_general<float, 1>(work);
 }
-extern "C" __global__ void __launch_bounds__(GENERAL_THREADS) attention_general_grouped_f32(const __grid_constant__ GeneralWork work) {
+extern "C" __global__ void __launch_bounds__(GENERAL_THREADS)
+attention_general_grouped_f32(const __grid_constant__ GeneralWork work) {
   attention_general<float, 4>(work);
 }
-extern "C" __global__ void __launch_bounds__(GENERAL_THREADS) attention_general_single_bf16(const __grid_constant__ GeneralWork work) {
+extern "C" __global__ void __launch_bounds__(GENERAL_THREADS)
+attention_general_single_bf16(const __grid_constant__ GeneralWork work) {
   attention_general<u16, 1>(work);
 }
-extern "C" __global__ void __launch_bounds__(GENERAL_THREADS) attention_general_grouped_bf16(const __grid_constant__ GeneralWork work) {
+extern "C" __global__ void __launch_bounds__(GENERAL_THREADS)
+attention_general_grouped_bf16(const __grid_constant__ GeneralWork work) {
   attention_general<u16, 4>(work);
 }

@@ -18,7 +18,10 @@
 #define UNIT_WORDS 16
 #define UNIT_BLOCKS 8  // block numbers that a unit carries itself
 // Words of a unit, as the plan writes them.
-enum { UNIT_ROW, UNIT_FIRST_KEY, UNIT_KEYS, UNIT_BLOCKS_AT, UNIT_PARTIAL, UNIT_PARTIALS, UNIT_INDEX, UNIT_SPARE, UNIT_FIRST_BLOCK };
+enum {
+  UNIT_ROW, UNIT_FIRST_KEY, UNIT_KEYS, UNIT_BLOCKS_AT, UNIT_PARTIAL, UNIT_PARTIALS, UNIT_INDEX, UNIT_SPARE,
+  UNIT_FIRST_BLOCK
+};
 
 struct DecodeWork {
   const u16* qkv;    // [rows][stride]: rotated queries first
@@ -58,64 +61,47 @@ DEVICE u32 fragment_at(int r, int step, int side) {
   return (16 * step / TILE) * (16 * TILE) + r * (2 * TILE) + ((chunk ^ turn) << 4);
 }
 
-// A subtree's sums, spread over the warp: rows of o are dims (g and g + 8 of every 16), columns are queries.
+// The sums over a subtree's keys, spread over the warp: columns are queries, rows are dims g and g + 8 of every 16.
 // COLUMNS is 2 (queries 2t and 2t + 1), or 1 where all columns are the same query.
+enum { MOST, TOTAL, OUTPUT };
 template <int COLUMNS> struct Subtree {
-  static constexpr int VALUES = 2 * COLUMNS * (STEPS + 1);
-  float o[STEPS][2][COLUMNS];
-  float most[COLUMNS];
-  float total[COLUMNS];
+  static constexpr int VALUES = OUTPUT + 2 * STEPS;
+  float v[COLUMNS][VALUES];  // the greatest score, the sum of weights, the weighted values
 };
 
-// The weights of two joined subtrees.
+// How two neighbours are joined: by the weights of the left and the right one.
 struct Join {
   float most, left, right;
 };
-DEVICE Join join_weights(float left, float right) {
+DEVICE Join join_by(float left, float right) {
   float most = fmaxf(left, right);
   return {most, exp2_fast(left - most), exp2_fast(right - most)};
 }
 DEVICE float joined(Join by, float left, float right) { return __fmaf_rn(right, by.right, __fmul_rn(left, by.left)); }
 
-// right ← node(left, right).
-template <int COLUMNS> DEVICE void join(const Subtree<COLUMNS>& left, Subtree<COLUMNS>& right) {
+// right ← node(left, right), where left(c, k) is a value of the left one.
+template <int COLUMNS, typename Left> DEVICE void join(Left left, Subtree<COLUMNS>& right) {
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) {
-    Join by = join_weights(left.most[c], right.most[c]);
-    right.most[c] = by.most;
-    right.total[c] = joined(by, left.total[c], right.total[c]);
+    Join by = join_by(left(c, MOST), right.v[c][MOST]);
+    right.v[c][MOST] = by.most;
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) {
-      right.o[i][0][c] = joined(by, left.o[i][0][c], right.o[i][0][c]);
-      right.o[i][1][c] = joined(by, left.o[i][1][c], right.o[i][1][c]);
-    }
+    for (int k = TOTAL; k < right.VALUES; k++) right.v[c][k] = joined(by, left(c, k), right.v[c][k]);
   }
+}
+template <int COLUMNS> DEVICE void join(const Subtree<COLUMNS>& left, Subtree<COLUMNS>& right) {
+  join([&](int c, int k) { return left.v[c][k]; }, right);
 }
 // A subtree into, and out of, a lane's own places in memory.
 template <int COLUMNS> DEVICE void hold(const Subtree<COLUMNS>& from, float* to) {
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) {
-    *to = from.most[c], to += 32;
-    *to = from.total[c], to += 32;
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) to[64 * i] = from.o[i][0][c], to[64 * i + 32] = from.o[i][1][c];
-    to += 64 * STEPS;
+    for (int k = 0; k < from.VALUES; k++) to[(c * from.VALUES + k) * 32] = from.v[c][k];
   }
 }
 template <int COLUMNS> DEVICE void join_held(const float* left, Subtree<COLUMNS>& right) {
-#pragma unroll
-  for (int c = 0; c < COLUMNS; c++) {
-    Join by = join_weights(left[0], right.most[c]);
-    right.most[c] = by.most;
-    right.total[c] = joined(by, left[32], right.total[c]);
-    left += 64;
-#pragma unroll
-    for (int i = 0; i < STEPS; i++) {
-      right.o[i][0][c] = joined(by, left[64 * i], right.o[i][0][c]);
-      right.o[i][1][c] = joined(by, left[64 * i + 32], right.o[i][1][c]);
-    }
-    left += 64 * STEPS;
-  }
+  join([&](int c, int k) { return left[(c * right.VALUES + k) * 32]; }, right);
 }
 
 // A warp's ring, and what it loads: the item being worked on or the one after it. All fields but the words and `ids`
@@ -211,9 +197,8 @@ DEVICE void clear_values(u32 stage, int valid, int lane) {
 // Queries of an item as the second operand: dims 16 s + 2t, + 1 and + 8, + 9 of query g. Columns without a query: 0.
 template <int COLUMNS>
 DEVICE void load_queries(const DecodeWork& work, int row, int first_head, int queries, int lane, u32 q[STEPS][2]) {
-  int column = COLUMNS == 1 ? 0 : lane >> 2;
-  const u32* from =
-      (const u32*)(work.qkv + (u64)(u32)row * work.stride + (first_head + min(column, queries - 1)) * HEAD_DIM) + (lane & 3);
+  int column = COLUMNS == 1 ? 0 : lane >> 2, head = first_head + min(column, queries - 1);
+  const u32* from = (const u32*)(work.qkv + (u64)row * work.stride + head * HEAD_DIM) + (lane & 3);
 #pragma unroll
   for (int s = 0; s < STEPS; s++) {
     q[s][0] = column < queries ? from[8 * s] : 0;
@@ -223,14 +208,15 @@ DEVICE void load_queries(const DecodeWork& work, int row, int first_head, int qu
 
 // One leaf: a unit's next keys, 128 or, at its end, fewer. The stages it reads are filled again as it goes.
 template <int COLUMNS>
-DEVICE void leaf(const DecodeWork& work, Ring& ring, const u32 q[STEPS][2], int keys, int lane, Subtree<COLUMNS>& sums) {
+DEVICE void leaf(const DecodeWork& work, Ring& ring, const u32 q[STEPS][2], int keys, int lane,
+                 Subtree<COLUMNS>& sums) {
   int g = lane >> 2, side = lane >> 4, other = (lane >> 3) & 1, r = lane & 7;
   u32 key_lane = other * EIGHT_BYTES, value_lane = VALUES_AT + side * EIGHT_BYTES;
   float acc[STEPS][4];
 #pragma unroll
   for (int i = 0; i < STEPS; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.f;
 #pragma unroll
-  for (int c = 0; c < COLUMNS; c++) sums.most[c] = NEG_INF, sums.total[c] = 0.f;
+  for (int c = 0; c < COLUMNS; c++) sums.v[c][MOST] = NEG_INF, sums.v[c][TOTAL] = 0.f;
   int blocks = (keys + BLOCK_ROWS - 1) / BLOCK_ROWS;
   // 32 keys at a time: two independent chains of products for each block hide their latency.
 #pragma unroll 1
@@ -263,36 +249,32 @@ DEVICE void leaf(const DecodeWork& work, Ring& ring, const u32 q[STEPS][2], int 
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         int at = 2 * (i & 1) + c;
-        p[i][c] = (s[i >> 1][0][at] + s[i >> 1][1][at]) * work.scale;
+        p[i][c] = __fmul_rn(s[i >> 1][0][at] + s[i >> 1][1][at], work.scale);
         if (g + 8 * i >= left) p[i][c] = NEG_INF;
       }
       float most = fmaxf(fmaxf(p[0][c], p[1][c]), fmaxf(p[2][c], p[3][c]));
 #pragma unroll
       for (int lanes = 4; lanes < 32; lanes <<= 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
-      most = fmaxf(sums.most[c], most);
-      fade[c] = exp2_fast(sums.most[c] - most);
-      sums.most[c] = most;
+      most = fmaxf(sums.v[c][MOST], most);
+      fade[c] = exp2_fast(sums.v[c][MOST] - most);
+      sums.v[c][MOST] = most;
 #pragma unroll
       for (int i = 0; i < 4; i++) p[i][c] = exp2_fast(p[i][c] - most);
-      sums.total[c] = sums.total[c] * fade[c] + ((p[0][c] + p[1][c]) + (p[2][c] + p[3][c]));
+      sums.v[c][TOTAL] = __fmaf_rn(sums.v[c][TOTAL], fade[c], (p[0][c] + p[1][c]) + (p[2][c] + p[3][c]));
     }
     u32 weights[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) weights[i] = transpose_matrix(pack(p[i][0], p[i][COLUMNS - 1]));
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) {
-      u32 a[4];
-      load_matrix4_transposed(a, stage[0] + value_lane + fragment_at(r, i, other));
-#pragma unroll
-      for (int c = 0; c < COLUMNS; c++) acc[i][c] *= fade[c], acc[i][2 + c] *= fade[c];
-      mma(acc[i], a, weights[0], weights[1]);
-    }
-    if (two) {
+    for (int h = 0; h < 2; h++) {
+      if (h && !two) break;
 #pragma unroll
       for (int i = 0; i < STEPS; i++) {
         u32 a[4];
-        load_matrix4_transposed(a, stage[1] + value_lane + fragment_at(r, i, other));
-        mma(acc[i], a, weights[2], weights[3]);
+        load_matrix4_transposed(a, stage[h] + value_lane + fragment_at(r, i, other));
+#pragma unroll
+        for (int c = 0; c < COLUMNS && h == 0; c++) acc[i][c] *= fade[c], acc[i][2 + c] *= fade[c];
+        mma(acc[i], a, weights[2 * h], weights[2 * h + 1]);
       }
     }
     __syncwarp();
@@ -301,10 +283,14 @@ DEVICE void leaf(const DecodeWork& work, Ring& ring, const u32 q[STEPS][2], int 
   }
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) {
+    float& total = sums.v[c][TOTAL];
 #pragma unroll
-    for (int lanes = 4; lanes < 32; lanes <<= 1) sums.total[c] += __shfl_xor_sync(~0u, sums.total[c], lanes);
+    for (int lanes = 4; lanes < 32; lanes <<= 1) total += __shfl_xor_sync(~0u, total, lanes);
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) sums.o[i][0][c] = acc[i][c], sums.o[i][1][c] = acc[i][2 + c];
+    for (int i = 0; i < STEPS; i++) {
+      sums.v[c][OUTPUT + 2 * i] = acc[i][c];
+      sums.v[c][OUTPUT + 2 * i + 1] = acc[i][2 + c];
+    }
   }
 }
 
@@ -314,7 +300,7 @@ struct Node {
   float2 sum;  // greatest score, total
 };
 DEVICE void node(Node& left, const Node& right) {
-  Join by = join_weights(left.sum.x, right.sum.x);
+  Join by = join_by(left.sum.x, right.sum.x);
   left.sum = make_float2(by.most, joined(by, left.sum.y, right.sum.y));
   left.v.x = joined(by, left.v.x, right.v.x);
   left.v.y = joined(by, left.v.y, right.v.y);
@@ -355,10 +341,8 @@ DEVICE void merge(const DecodeWork& work, int row, int partial, int index, int c
       // Partial i of the group, query c: place (first + i · stride) · heads + c.
       u64 first = (u64)(base + (group << (3 * level + 3))) * work.heads + first_head;
       u64 stride = ((u64)1 << (3 * level)) * work.heads;
-#pragma unroll 1
-      for (int task = lane; task < queries * FOURS; task += 32) {
-        int query = task / FOURS, four = task - query * FOURS;
-        Node n[8];
+      auto joined_at = [&](int query, int four) {
+        Node n[8];  // all loads are on their way together
 #pragma unroll
         for (int i = 0; i < 8; i++) {
           if (i >= members) break;
@@ -366,28 +350,22 @@ DEVICE void merge(const DecodeWork& work, int row, int partial, int index, int c
           n[i].v = __ldcg((const float4*)(work.partials + place * HEAD_DIM) + four);
           n[i].sum = __ldcg(work.sums + place);
         }
-        Node all = eight(n, members);
+        return eight(n, members);
+      };
+#pragma unroll 1
+      for (int task = lane; task < queries * FOURS; task += 32) {
+        int query = task / FOURS, four = task - query * FOURS;
+        Node all = joined_at(query, four);
         if (top) {
           float share = 1.f / all.sum.y;
-          uint2 four_bf16 = make_uint2(pack(all.v.x * share, all.v.y * share), pack(all.v.z * share, all.v.w * share));
-          u16* out = work.out + ((u64)(u32)row * work.heads + first_head + query) * HEAD_DIM;
-          ((uint2*)out)[four] = four_bf16;
+          uint2* out = (uint2*)(work.out + ((u64)row * work.heads + first_head + query) * HEAD_DIM);
+          out[four] = make_uint2(pack(all.v.x * share, all.v.y * share), pack(all.v.z * share, all.v.w * share));
         } else {
           __stcg((float4*)(work.partials + (first + query) * HEAD_DIM) + four, all.v);
         }
       }
-      __syncwarp();
-      if (!top && lane < queries) {
-        Node n[8];
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-          if (i >= members) break;
-          n[i].v = make_float4(0.f, 0.f, 0.f, 0.f);
-          n[i].sum = __ldcg(work.sums + first + lane + i * stride);
-        }
-        Node all = eight(n, members);
-        __stcg(work.sums + first + lane, all.sum);
-      }
+      __syncwarp();  // no lane reads the first one's sums any more
+      if (!top && lane < queries) __stcg(work.sums + first + lane, joined_at(lane, 0).sum);
     }
     index = group;
     count = (count + 7) >> 3;
@@ -403,24 +381,21 @@ DEVICE void store(const DecodeWork& work, const Subtree<COLUMNS>& sums, int row,
   for (int c = 0; c < COLUMNS; c++) {
     int query = COLUMNS == 1 ? 0 : 2 * t + c;
     if (query >= queries) continue;
-    float share = 1.f / sums.total[c];
-    u16* out = work.out + ((u64)(u32)row * work.heads + first_head + query) * HEAD_DIM + g;
-    u64 place = (u64)(u32)partial * work.heads + first_head + query;
+    const float* v = sums.v[c];
+    float share = 1.f / v[TOTAL];
+    u16* out = work.out + ((u64)row * work.heads + first_head + query) * HEAD_DIM + g;
+    u64 place = (u64)max(partial, 0) * work.heads + first_head + query;
     float* part = work.partials + place * HEAD_DIM + g;
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) {
-      if (COLUMNS == 1 && (i & 3) != t) continue;  // the four lanes of a row hold the same
+    for (int k = 0; k < 2 * STEPS; k++) {
+      if (COLUMNS == 1 && (k / 2 & 3) != t) continue;  // the four lanes of a row hold the same
       if (partial < 0) {
-        out[16 * i] = round_bf16(sums.o[i][0][c] * share);
-        out[16 * i + 8] = round_bf16(sums.o[i][1][c] * share);
+        out[8 * k] = round_bf16(v[OUTPUT + k] * share);
       } else {
-        __stcg(part + 16 * i, sums.o[i][0][c]);
-        __stcg(part + 16 * i + 8, sums.o[i][1][c]);
+        __stcg(part + 8 * k, v[OUTPUT + k]);
       }
     }
-    if (partial >= 0 && g == 0 && (COLUMNS == 2 || t == 0)) {
-      __stcg(work.sums + place, make_float2(sums.most[c], sums.total[c]));
-    }
+    if (partial >= 0 && g == 0 && (COLUMNS == 2 || t == 0)) __stcg(work.sums + place, make_float2(v[MOST], v[TOTAL]));
   }
 }
 
@@ -431,7 +406,7 @@ template <int COLUMNS> DEVICE void attention_decode(const DecodeWork& work) {
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   int items = work.kv_heads * work.chunks, warps = WARPS * gridDim.x;
   int item = warp * gridDim.x + blockIdx.x;
-  auto unit_word = [&](int i) { return __ldg(work.units + (u64)(i / items) * UNIT_WORDS + (lane & (UNIT_WORDS - 1))); };
+  auto unit_word = [&](int i) { return __ldg(work.units + i / items * UNIT_WORDS + lane % UNIT_WORDS); };
   // Loaded before it is known whether there is such a unit, so that one wait is for both.
   int word = unit_word(item);
   int total = work.counts[0] * items;
@@ -471,13 +446,13 @@ template <int COLUMNS> DEVICE void attention_decode(const DecodeWork& work) {
       ring.next_head = next % items / work.chunks;
       ring.has_next = true;
       ring.fill(work, lane);
-      load_queries<COLUMNS>(work, __shfl_sync(~0u, ring.next_word, UNIT_ROW), first_head_of(next), queries_of(next), lane,
-                            q_next);
+      int row = __shfl_sync(~0u, ring.next_word, UNIT_ROW);
+      load_queries<COLUMNS>(work, row, first_head_of(next), queries_of(next), lane, q_next);
     }
 
-    // A binary counter over the unit's leaves: where bit k of `done` is set, a subtree of 2^k leaves waits to become a
-    // left node. The least ones wait in registers.
-    constexpr int HELD = Subtree<COLUMNS>::VALUES * 32;
+    // A binary counter over the unit's leaves: where bit k of `done` is set, a subtree of 2^k leaves waits to become
+    // a left node. The least ones wait in registers.
+    constexpr int HELD = COLUMNS * Subtree<COLUMNS>::VALUES * 32;
     float* held = work.held + (u64)(warp * gridDim.x + blockIdx.x) * work.levels * HELD + lane;
     int keys = __shfl_sync(~0u, word, UNIT_KEYS);
     Subtree<COLUMNS> sums, one, two;
@@ -485,29 +460,16 @@ template <int COLUMNS> DEVICE void attention_decode(const DecodeWork& work) {
     for (int done = 0; keys > 0; done++, keys -= LEAF_KEYS) {
       leaf<COLUMNS>(work, ring, q, min(keys, LEAF_KEYS), lane, sums);
       bool last = keys <= LEAF_KEYS;
-      if (done & 1) {
-        join(one, sums);
-      } else if (!last) {
-        one = sums;
-        continue;
-      }
-      int bits = done >> 1;
-      if (COLUMNS == 1) {
-        if (bits & 1) {
-          join(two, sums);
-        } else if (!last) {
-          two = sums;
-          continue;
-        }
-        bits >>= 1;
-      }
+      auto waits = [&](int bit, Subtree<COLUMNS>& left) {
+        if (done & bit) join(left, sums);
+        else if (!last) left = sums;
+        return !(done & bit) && !last;
+      };
+      if (waits(1, one) || (COLUMNS == 1 && waits(2, two))) continue;
       float* at = held;
-      for (; bits != 0; bits >>= 1, at += HELD) {
-        if (bits & 1) {
-          join_held(at, sums);
-        } else if (!last) {
-          break;
-        }
+      for (int bits = done >> (COLUMNS == 1 ? 2 : 1); bits != 0; bits >>= 1, at += HELD) {
+        if (bits & 1) join_held(at, sums);
+        else if (!last) break;
       }
       if (!last) hold(sums, at);
     }
@@ -526,10 +488,12 @@ template <int COLUMNS> DEVICE void attention_decode(const DecodeWork& work) {
 }
 
 // Groups of one query head.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) attention_decode_single_bf16(const __grid_constant__ DecodeWork work) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+attention_decode_single_bf16(const __grid_constant__ DecodeWork work) {
   attention_decode<1>(work);
 }
 // Groups of several.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) attention_decode_grouped_bf16(const __grid_constant__ DecodeWork work) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+attention_decode_grouped_bf16(const __grid_constant__ DecodeWork work) {
   attention_decode<2>(work);
 }

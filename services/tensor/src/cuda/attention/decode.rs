@@ -8,7 +8,7 @@ use super::Work;
 use super::plan::{LEAF_KEYS, MOST_PARTIALS};
 use crate::cuda::card::Card;
 use crate::cuda::compile::Theme;
-use crate::cuda::elementwise::{blocks, int};
+use crate::cuda::elementwise::int;
 use crate::cuda::kv::KvLayout;
 use crate::cuda::launch::{Arg, Grid, Kernel};
 use crate::cuda::memory::DeviceMemory;
@@ -139,7 +139,7 @@ impl Kernels {
             let defines = [("HEAD_DIM", head_dim), ("WARPS", rings.warps), ("STAGES", rings.stages)];
             let [head_dim_define, warps, stages] = defines.map(|(name, value)| (name, value as u32));
             let module = card.kernels(Theme::AttentionDecode, &[head_dim_define, warps, stages])?;
-            let bytes = blocks(rings.bytes(head_dim))?;
+            let bytes = int(rings.bytes(head_dim))?.cast_unsigned();
             let kernel = |name: &str| module.kernel(name)?.with_shared(bytes);
             Ok(Compiled {
                 rings,
@@ -189,7 +189,7 @@ impl Kernels {
             scale: (f64::from(work.scale) * LOG2_E) as f32,
             spare: 0,
         };
-        let grid = Grid::line(card.multiprocessors(), blocks(compiled.rings.warps * LANES)?);
+        let grid = Grid::line(card.multiprocessors(), int(compiled.rings.warps * LANES)?.cast_unsigned());
         // SAFETY: the kernel's argument; rows and blocks were checked when they were placed, shapes by the operation.
         unsafe { card.launch(kernel, grid, &[Arg::of(&argument)]) }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Work;
 use crate::cuda::card::Card;
 use crate::cuda::compile::Theme;
-use crate::cuda::elementwise::{blocks, int};
+use crate::cuda::elementwise::int;
 use crate::cuda::kv::KvLayout;
 use crate::cuda::launch::{Arg, Grid, Kernel};
 use crate::{Dtype, RopeTables, TensorError};
@@ -75,7 +75,8 @@ impl Kernels {
             _ => (&self.grouped_bf16, GROUPED_HEADS),
         };
         let pieces = spec.kv_heads * group.div_ceil(heads);
-        let grid = Grid { blocks: [blocks(rows)?, blocks(pieces)?, 1], threads: THREADS };
+        let grid =
+            Grid { blocks: [int(rows)?.cast_unsigned(), int(pieces)?.cast_unsigned(), 1], threads: THREADS };
         let argument = GeneralWork {
             qkv: work.qkv,
             out: work.out,
