@@ -92,6 +92,13 @@ mod tests {
     }
 
     #[test]
+    fn tensors_have_memory_for_the_buckets_of_all_their_rows() {
+        for rows in 1..5_000 {
+            assert!(bucket(rows) <= crate::Device::padded_rows(rows), "{rows}");
+        }
+    }
+
+    #[test]
     fn buckets_are_all_that_rows_fall_into() {
         for most in [1, 2, 3, 63, 64, 65, 128, 129, 500, 512, 513, 2_048, 2_049] {
             let mut reached: Vec<_> = (1..=most).map(bucket).collect();

@@ -6,14 +6,14 @@ use crate::{Columns, Dtype, Layout};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
     /// What travels.
-    pub from: From<'a>,
+    pub from: Source<'a>,
     /// What becomes of it.
     pub then: Then,
 }
 
 /// Bytes of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum From<'a> {
+pub enum Source<'a> {
     /// One run.
     Run(&'a [u8]),
     /// Rows of a table, in this order.
@@ -93,7 +93,7 @@ fn straight<'a>(bytes: &'a [u8], dtype: Dtype, place: &Place, at: usize) -> Vec<
     let most = (place.slot / dtype.bytes()).max(1);
     let piece = |(index, part): (usize, &'a [u8])| {
         let (at, count) = (at + index * most, part.len() / dtype.bytes());
-        Piece { from: From::Run(part), then: resting(dtype, place, at, count) }
+        Piece { from: Source::Run(part), then: resting(dtype, place, at, count) }
     };
     bytes.chunks(most * dtype.bytes()).enumerate().map(piece).collect()
 }
@@ -111,7 +111,7 @@ fn picked<'a>(group: &Columns<'a>, select: &'a [u32], place: &Place) -> Vec<Piec
     }
     let piece = |(index, picks): (usize, &'a [u32])| {
         let at = (place.first_output + index * most) * place.inputs;
-        let from = From::Rows { table: group.bytes, row, picks };
+        let from = Source::Rows { table: group.bytes, row, picks };
         Piece { from, then: resting(group.dtype, place, at, picks.len() * place.inputs) }
     };
     select.chunks(most).enumerate().map(piece).collect()
@@ -131,7 +131,7 @@ fn turned<'a>(group: &Columns<'a>, place: &Place) -> Vec<Piece<'a>> {
             let turn =
                 Turn { at: place.first_output * place.inputs, first_input, rows, first_column, columns };
             pieces.push(Piece {
-                from: From::Run(&group.bytes[start..][..rows * columns * element]),
+                from: Source::Run(&group.bytes[start..][..rows * columns * element]),
                 then: Then::Transpose(turn),
             });
         }
@@ -143,20 +143,20 @@ fn resting(dtype: Dtype, place: &Place, at: usize, count: usize) -> Then {
     if dtype == place.stored { Then::Keep { at } } else { Then::Convert { at, count } }
 }
 
-impl From<'_> {
+impl Source<'_> {
     /// Its size in bytes.
     pub fn bytes(&self) -> usize {
         match self {
-            From::Run(bytes) => bytes.len(),
-            From::Rows { row, picks, .. } => row * picks.len(),
+            Source::Run(bytes) => bytes.len(),
+            Source::Rows { row, picks, .. } => row * picks.len(),
         }
     }
 
     /// Copies all of it to the beginning of `slot`.
     pub fn copy_to(&self, slot: &mut [u8]) {
         match self {
-            From::Run(bytes) => slot[..bytes.len()].copy_from_slice(bytes),
-            From::Rows { table, row, picks } => {
+            Source::Run(bytes) => slot[..bytes.len()].copy_from_slice(bytes),
+            Source::Rows { table, row, picks } => {
                 for (to, pick) in slot.chunks_exact_mut(*row).zip(*picks) {
                     to.copy_from_slice(&table[*pick as usize * row..][..*row]);
                 }

@@ -120,5 +120,5 @@ fn what_needs_no_change_is_kept() {
     let place = Place { inputs: INPUTS, first_output: 1, stored: Dtype::Bf16, slot: 32 };
     let pieces = cut(&group, &place);
     assert_eq!(pieces.len(), 3);
-    assert_eq!(pieces[1], Piece { from: From::Run(&bytes[32..64]), then: Then::Keep { at: INPUTS + 16 } });
+    assert_eq!(pieces[1], Piece { from: Source::Run(&bytes[32..64]), then: Then::Keep { at: INPUTS + 16 } });
 }
