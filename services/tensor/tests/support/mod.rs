@@ -1,5 +1,6 @@
 //! What all tests of operations share: every device there is, and reproducible numbers.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::panic, reason = "a test that fails says where")]
 
 pub mod sequence;
 
