@@ -7,7 +7,7 @@ use cudarc::driver::{result, sys};
 
 use crate::TensorError;
 use crate::cuda::CudaOptions;
-use crate::cuda::compile::{Compiler, Define, KernelReport, Theme};
+use crate::cuda::compile::{Build, Compiler, Define, KernelReport, Theme};
 use crate::cuda::launch::Module;
 use crate::cuda::library::Libraries;
 use crate::cuda::stream::Stream;
@@ -113,7 +113,7 @@ impl Card {
     }
 
     /// Makes the code of several themes at once, before [`Card::kernels`] is asked for each.
-    pub fn compile_ahead(&self, builds: &[(Theme, Vec<Define>)]) {
+    pub fn compile_ahead(&self, builds: &[Build]) {
         self.compiler.ahead(builds);
     }
 

@@ -6,9 +6,9 @@
 mod nvrtc;
 mod theme;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::TensorError;
 use crate::cuda::cache::{Cache, Key};
 
 pub use nvrtc::Target;
-pub use theme::{Define, Theme};
+pub use theme::{Build, Define, Theme};
 
 /// What it took to get the kernels' machine code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,8 +42,8 @@ pub struct Compiler {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Code that was made ahead and not yet asked for.
-    ahead: HashMap<(Theme, Vec<Define>), Vec<u8>>,
+    /// All code that was made.
+    made: HashMap<Build, Arc<[u8]>>,
     report: KernelReport,
 }
 
@@ -59,26 +59,25 @@ impl Compiler {
     }
 
     /// Machine code (or PTX) of a theme.
-    pub fn image(&self, theme: Theme, defines: &[Define]) -> Result<Vec<u8>, TensorError> {
-        if let Some(image) = self.state().ahead.remove(&(theme, defines.to_vec())) {
-            return Ok(image);
+    pub fn image(&self, theme: Theme, defines: &[Define]) -> Result<Arc<[u8]>, TensorError> {
+        let build = (theme, defines.to_vec());
+        if let Some(image) = self.state().made.get(&build) {
+            return Ok(Arc::clone(image));
         }
         let began = Instant::now();
-        let image = self.make(theme, defines);
+        let image = self.make(&build);
         self.state().report.time += began.elapsed();
         image
     }
 
     /// Makes the code of several themes at once, which are then asked for one by one. What fails does so again there.
-    pub fn ahead(&self, builds: &[(Theme, Vec<Define>)]) {
+    pub fn ahead(&self, builds: &[Build]) {
         let began = Instant::now();
+        let builds: HashSet<&Build> = builds.iter().collect();
         thread::scope(|scope| {
-            for (theme, defines) in builds {
-                scope.spawn(move || {
-                    if let Ok(image) = self.make(*theme, defines) {
-                        self.state().ahead.insert((*theme, defines.clone()), image);
-                    }
-                });
+            for build in builds {
+                // Without a thread it is made when it is asked for.
+                let _ = thread::Builder::new().spawn_scoped(scope, || self.make(build));
             }
         });
         self.state().report.time += began.elapsed();
@@ -89,21 +88,28 @@ impl Compiler {
         self.state().report.clone()
     }
 
-    fn make(&self, theme: Theme, defines: &[Define]) -> Result<Vec<u8>, TensorError> {
-        let source = source(theme);
+    fn make(&self, build: &Build) -> Result<Arc<[u8]>, TensorError> {
+        let image: Arc<[u8]> = self.cached(build)?.into();
+        self.state().made.insert(build.clone(), Arc::clone(&image));
+        Ok(image)
+    }
+
+    /// Out of the cache, or compiled and then kept.
+    fn cached(&self, (theme, defines): &Build) -> Result<Vec<u8>, TensorError> {
+        let source = source(*theme);
         let options = self.options(defines);
         let Some(cache) = &self.cache else {
-            return self.compile(theme, &source, &options);
+            return self.compile(*theme, &source, &options);
         };
         let (major, minor) = self.nvrtc;
         let versions = format!("nvrtc {major}.{minor} asterism {}", env!("CARGO_PKG_VERSION"));
         let key = Key::of(&[source.as_bytes(), options.join(" ").as_bytes(), versions.as_bytes()]);
-        let kind = kind(theme, &self.target, defines);
+        let kind = kind(*theme, &self.target, defines);
         if let Some(image) = cache.get(&kind, &key) {
             self.state().report.cached += 1;
             return Ok(image);
         }
-        let image = self.compile(theme, &source, &options)?;
+        let image = self.compile(*theme, &source, &options)?;
         if let Err(error) = cache.put(&kind, &key, &image) {
             self.state().report.not_kept = Some(format!("{}: {error}", cache.folder().display()));
         }

@@ -70,7 +70,8 @@ pub(crate) fn memory_of(ordinal: usize) -> Result<(u64, u64), TensorError> {
 impl Cuda {
     pub(crate) fn new(options: CudaOptions) -> Result<Cuda, TensorError> {
         let card = Arc::new(Card::open(&options)?);
-        let themes = [Theme::Elementwise, Theme::Rope, Theme::Gemm, Theme::Pack, Theme::Evidence, Theme::Attention];
+        let themes =
+            [Theme::Elementwise, Theme::Rope, Theme::Gemm, Theme::Pack, Theme::Evidence, Theme::Attention];
         card.compile_ahead(&themes.map(|theme| (theme, Vec::new())));
         let weights = matrix::Loader::new(&card)?;
         Ok(Cuda {

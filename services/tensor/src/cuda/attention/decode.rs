@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Work;
 use super::plan::{LEAF_KEYS, MOST_PARTIALS};
 use crate::cuda::card::Card;
-use crate::cuda::compile::Theme;
+use crate::cuda::compile::{Define, Theme};
 use crate::cuda::elementwise::int;
 use crate::cuda::kv::KvLayout;
 use crate::cuda::launch::{Arg, Grid, Kernel};
@@ -127,6 +127,17 @@ impl Rings {
     fn bytes(self, head_dim: usize) -> usize {
         self.warps * self.stages * Rings::stage_bytes(head_dim)
     }
+
+    fn defines(self, head_dim: usize) -> Vec<Define> {
+        let defines = [("HEAD_DIM", head_dim), ("WARPS", self.warps), ("STAGES", self.stages)];
+        defines.map(|(name, value)| (name, value as u32)).to_vec()
+    }
+}
+
+/// What the kernels for heads of `head_dim` elements are compiled with on cards of this compute capability.
+pub fn builds(capability: (u32, u32), head_dim: usize) -> [Vec<Define>; 2] {
+    let shared = shared_bytes(capability);
+    [Rings::many(head_dim, shared), Rings::few(head_dim, shared)].map(|rings| rings.defines(head_dim))
 }
 
 // === impl Kernels ===
@@ -136,9 +147,7 @@ impl Kernels {
     pub fn new(card: &Arc<Card>, head_dim: usize) -> Result<Kernels, TensorError> {
         let shared = shared_bytes(card.capability());
         let compile = |rings: Rings| -> Result<Compiled, TensorError> {
-            let defines = [("HEAD_DIM", head_dim), ("WARPS", rings.warps), ("STAGES", rings.stages)];
-            let [head_dim_define, warps, stages] = defines.map(|(name, value)| (name, value as u32));
-            let module = card.kernels(Theme::AttentionDecode, &[head_dim_define, warps, stages])?;
+            let module = card.kernels(Theme::AttentionDecode, &rings.defines(head_dim))?;
             let bytes = int(rings.bytes(head_dim))?.cast_unsigned();
             let kernel = |name: &str| module.kernel(name)?.with_shared(bytes);
             Ok(Compiled {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use crate::cuda::card::{Card, check};
-use crate::cuda::compile::Theme;
+use crate::cuda::compile::{Build, Define, Theme};
 use crate::cuda::elementwise::int;
 use crate::cuda::kv::KvLayout;
 use crate::cuda::launch::{Arg, Grid, Kernel};
@@ -95,6 +95,16 @@ impl Method {
     }
 }
 
+/// What the kernel for heads of `head_dim` elements is compiled out of, on Hopper or elsewhere, and with.
+pub fn build(hopper: bool, head_dim: usize) -> Build {
+    let (theme, ..) = Method::of(hopper, head_dim).kernel();
+    (theme, defines(head_dim))
+}
+
+fn defines(head_dim: usize) -> Vec<Define> {
+    vec![("HEAD_DIM", head_dim as u32)]
+}
+
 impl Prefill {
     /// Compiles the kernel for the heads of a pool; `None` if its blocks are not tiled.
     pub fn new(card: &Arc<Card>, spec: &KvSpec) -> Result<Option<Prefill>, TensorError> {
@@ -103,7 +113,7 @@ impl Prefill {
         }
         let method = Method::of(card.is_hopper(), spec.head_dim);
         let (theme, entry, _) = method.kernel();
-        let module = card.kernels(theme, &[("HEAD_DIM", int(spec.head_dim)?.cast_unsigned())])?;
+        let module = card.kernels(theme, &defines(spec.head_dim))?;
         let shared = int(method.shared_bytes(spec.head_dim))?.cast_unsigned();
         let kernel = module.kernel(entry)?.with_shared(shared)?;
         Ok(Some(Prefill { kernel, method }))

@@ -28,6 +28,9 @@ pub enum Theme {
 /// A macro of a theme and its value.
 pub type Define = (&'static str, u32);
 
+/// What one compilation is of: a theme and its macros.
+pub type Build = (Theme, Vec<Define>);
+
 impl Theme {
     /// All of them.
     pub const ALL: [Theme; 10] = [
@@ -42,6 +45,10 @@ impl Theme {
         Theme::Evidence,
         Theme::Probe,
     ];
+
+    /// What is compiled for every card at start, without definitions.
+    pub const ALWAYS: [Theme; 6] =
+        [Theme::Elementwise, Theme::Rope, Theme::Gemm, Theme::Pack, Theme::Attention, Theme::Evidence];
 
     /// Its name in errors and in the cache.
     pub fn name(self) -> &'static str {
@@ -71,15 +78,6 @@ impl Theme {
             Theme::AttentionPrefillMma => include_str!("../../../kernels/attention_prefill_mma.cu"),
             Theme::Evidence => include_str!("../../../kernels/evidence.cu"),
             Theme::Probe => include_str!("../../../kernels/probe.cu"),
-        }
-    }
-
-    /// The macros that must be given, each with the values that are known to compile.
-    pub fn macros(self) -> &'static [(&'static str, &'static [u32])] {
-        const HEAD_DIM: &[(&str, &[u32])] = &[("HEAD_DIM", &[64, 80, 96, 128, 160])];
-        match self {
-            Theme::AttentionDecode | Theme::AttentionPrefill | Theme::AttentionPrefillMma => HEAD_DIM,
-            _ => &[],
         }
     }
 }
