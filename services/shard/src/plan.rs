@@ -43,6 +43,7 @@ pub struct StepSpan {
     pub slots: Vec<usize>,
 }
 
+#[cfg(test)]
 impl Step {
     /// Rows of all spans.
     pub fn rows(&self) -> usize {
