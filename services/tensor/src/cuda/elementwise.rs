@@ -178,7 +178,7 @@ fn pieces(rows: usize, cols: usize) -> Result<Grid, TensorError> {
     Ok(Grid::line(blocks(rows.saturating_mul(cols.div_ceil(PIECE)))?, PIECE_THREADS))
 }
 
-/// A number of blocks, or of threads, as the driver takes it.
+/// A number of blocks or threads as the driver takes it.
 pub(super) fn blocks(count: usize) -> Result<u32, TensorError> {
     int(count).map(i32::cast_unsigned)
 }

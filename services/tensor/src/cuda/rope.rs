@@ -37,6 +37,9 @@ struct RopeWork {
     positions: i32,
 }
 
+// As the kernels have it.
+const _: () = assert!(size_of::<RopeWork>() == 88);
+
 /// Threads of a block, as in the kernels.
 const THREADS: usize = 128;
 
