@@ -325,12 +325,10 @@ fn evidence(
     machine: &mut Machine,
     sequences: &Sequences,
     spans: &[StepSpan],
-) -> Result<Vec<Evidence>, Failure> {
-    let internal = |what: String| Failure::new(Reason::Internal, what);
+) -> Result<Vec<Evidence>, StepError> {
     let (Some(rows), Some(logits)) = (&mut machine.logits, machine.stage.logits()) else {
-        return Err(internal("there are no logits on this stage".to_owned()));
+        return Err(Failure::new(Reason::Internal, "there are no logits on this stage").into());
     };
-    let _work = machine.heart.work();
     let device = machine.stage.device();
     let mut all = Vec::new();
     for span in spans {
@@ -341,7 +339,7 @@ fn evidence(
             let context = Context { setting, ids, prompt_len: sequence.prompt_len };
             let wanted = Wanted { sequence: span.sequence, position, top_k: span.top_k, context };
             let made = rows.keep(device, raw, slot).and_then(|()| rows.evidence(device, raw, &wanted));
-            all.push(made.map_err(|error| internal(error.to_string()))?);
+            all.push(made?);
         }
     }
     Ok(all)
