@@ -75,8 +75,8 @@ impl Setup {
             stage: u32::try_from(stage).expect("a stage"),
             stages: u32::try_from(self.shards).expect("stages"),
             threads: NonZeroUsize::new(self.threads),
-            compute: self.compute,
-            max_rows: self.max_rows,
+            compute: Some(self.compute),
+            max_rows: Some(self.max_rows),
             memory: self.memory,
             max_context: self.max_context.map(|tokens| tokens as usize),
             ..ShardConfig::new(&self.checkpoint)

@@ -15,6 +15,7 @@ use asterism_shard::{Shard, ShardConfig, ShardError};
 Examples:
   asterism shard --model /models/telechat-52b --stage 0 --stages 4
   asterism shard --model /models/telechat-52b --stage 1 --stages 4 --listen 10.0.0.2:7070 --threads 32 --memory 64GiB
+  asterism shard --model /models/telechat-52b --device cuda:0
   asterism shard --config shard.toml --stage 2
 
 There are no keys and no TLS yet: whoever reaches this port may take the shard over.")]

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use asterism_model::split::{Sizing, Split, parameters, split};
 use asterism_model::{Checkpoint, DecoderSpec, ModelError, bytes};
 use asterism_process::config::Bytes;
-use asterism_shard::{ComputeType, ShardConfig};
-use asterism_tensor::{Compute, Dtype};
+use asterism_shard::{ComputeType, DeviceName, ShardConfig};
+use asterism_tensor::Dtype;
 use serde_json::Value;
 
 /// Plan which layers each shard holds.
@@ -21,7 +21,7 @@ Examples:
   asterism split --model ./TeleChat-52B --devices 4x40GB
   asterism split --model config.json --devices 40GB --shards 4 --context 32768
   asterism split --model config.json --devices 80GB,80GB,40GB
-  asterism split --model config.json --devices 2x16GiB --compute f32
+  asterism split --model config.json --devices 2x16GiB --kind cpu
 
 A size is what the shard may use: leave room for what else runs on the device (a CUDA context takes about 1 GB).")]
 pub struct Arguments {
@@ -31,15 +31,27 @@ pub struct Arguments {
     /// The memory of the devices, in the pipeline's order.
     #[arg(long, value_name = "[Nx]SIZE,…", value_delimiter = ',', required = true)]
     devices: Vec<Devices>,
+    /// What the devices are.
+    #[arg(long, default_value = "cuda")]
+    kind: Kind,
     /// How many shards (default: one for each device).
     #[arg(long, value_name = "N")]
     shards: Option<usize>,
-    /// The type of activations and KV.
-    #[arg(long, default_value = "bf16")]
-    compute: ComputeType,
+    /// The type of activations and KV (default: bf16 on cards, f32 on CPUs).
+    #[arg(long, value_name = "TYPE")]
+    compute: Option<ComputeType>,
     /// The longest sequence (default: the model's number of positions).
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
+}
+
+/// What devices are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    /// Processors.
+    Cpu,
+    /// NVIDIA cards.
+    Cuda,
 }
 
 /// Some equal devices.
@@ -83,7 +95,7 @@ pub fn run(arguments: Arguments) -> Result<(), SplitError> {
         spec.layers,
         count(parameters(&spec)),
         bytes(sizing.weight_bytes(&spec, &(0..spec.layers))),
-        sizing.weights,
+        sizing.resting(),
         sizing.compute,
         sizing.max_context,
     );
@@ -97,13 +109,12 @@ pub fn run(arguments: Arguments) -> Result<(), SplitError> {
 
 impl Arguments {
     fn sizing(&self, spec: &DecoderSpec, config: &Value) -> Sizing {
-        let compute = Compute::from(self.compute);
-        let weights = match compute {
-            Compute::F32 => stored_dtype(config),
-            Compute::Bf16 => Dtype::Bf16,
+        let device = match self.kind {
+            Kind::Cpu => DeviceName::Cpu,
+            Kind::Cuda => DeviceName::Cuda(0),
         };
         let max_context = self.context.unwrap_or(spec.max_positions);
-        ShardConfig::sizing_defaults(compute, weights, max_context)
+        ShardConfig::sizing_defaults(device, self.compute, stored_dtype(config), max_context)
     }
 }
 

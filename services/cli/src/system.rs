@@ -1,14 +1,19 @@
 //! All services of a model in one process, over real loopback sockets.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use asterism_gateway::{Gateway, GatewayConfig, GatewayError, Listeners, RunningGateway};
+use asterism_model::stage::default_memory;
 use asterism_process::config::Bytes;
 use asterism_process::listen::{ListenError, bind, loopback};
-use asterism_shard::{ComputeType, RunningShard, Shard, ShardConfig, ShardError};
+use asterism_shard::{
+    ComputeType, DeviceName, RunningShard, Shard, ShardConfig, ShardError, StartTimes, Weights,
+};
+use asterism_tensor::{Device, TensorError};
 use futures::future::try_join_all;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,14 +25,22 @@ use crate::gateway::ended;
 pub struct Plan {
     /// The model's folder.
     pub model: PathBuf,
+    /// Where its weights come from.
+    pub weights: Weights,
     /// How many shards the model is split over.
     pub shards: NonZeroUsize,
+    /// What they compute on, dealt in turn.
+    pub devices: Vec<DeviceName>,
     /// Threads of each shard; unless given, the cores are shared out.
     pub threads: Option<NonZeroUsize>,
-    /// Memory of each shard.
+    /// Memory of each shard; unless given, an equal share of its card's.
     pub memory: Option<Bytes>,
-    /// The type of activations and KV.
-    pub compute: ComputeType,
+    /// The type of activations and KV; unless given, the device's.
+    pub compute: Option<ComputeType>,
+    /// Refuse on cards what could make a row's numbers depend on other rows.
+    pub deterministic: bool,
+    /// The most rows of a step; unless given, the device's.
+    pub max_rows: Option<usize>,
     /// Where the gateway listens for gRPC.
     pub listen: SocketAddr,
     /// Where the gateway listens for HTTP.
@@ -42,6 +55,7 @@ pub struct System {
     shards: JoinSet<(usize, Result<(), ShardError>)>,
     /// Lets the shards leave.
     leave: CancellationToken,
+    times: Vec<StartTimes>,
 }
 
 /// Which service failed.
@@ -50,6 +64,9 @@ pub enum SystemError {
     /// A socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A card.
+    #[error(transparent)]
+    Card(#[from] TensorError),
     /// A shard.
     #[error("shard {0}: {1}")]
     Shard(usize, ShardError),
@@ -66,10 +83,14 @@ impl Plan {
     pub fn new(model: impl Into<PathBuf>, shards: NonZeroUsize) -> Self {
         Self {
             model: model.into(),
+            weights: Weights::Checkpoint,
             shards,
+            devices: vec![DeviceName::Cpu],
             threads: None,
             memory: None,
-            compute: ComputeType::F32,
+            compute: None,
+            deterministic: false,
+            max_rows: None,
             listen: loopback(0),
             http_listen: loopback(0),
         }
@@ -81,15 +102,42 @@ impl Plan {
         self.threads.or(NonZeroUsize::new(cores.get() / self.shards)).unwrap_or(NonZeroUsize::MIN)
     }
 
-    fn shard(&self, stage: usize) -> ShardConfig {
-        ShardConfig {
+    /// What a stage computes on.
+    pub fn device(&self, stage: usize) -> DeviceName {
+        self.devices.iter().cycle().nth(stage).copied().unwrap_or_default()
+    }
+
+    /// The configurations of all shards.
+    ///
+    /// # Errors
+    /// A card whose memory is to be shared cannot be asked.
+    fn configs(&self) -> Result<Vec<ShardConfig>, TensorError> {
+        let stages = 0..self.shards.get();
+        let mut sharing: HashMap<DeviceName, u64> = HashMap::new();
+        for stage in stages.clone() {
+            *sharing.entry(self.device(stage)).or_default() += 1;
+        }
+        let mut shares = HashMap::new();
+        for (&device, &shards) in &sharing {
+            // A shard that has its card to itself asks when all else is in place.
+            if let (DeviceName::Cuda(ordinal), None, 2..) = (device, self.memory, shards) {
+                let (free, _) = Device::card_memory(ordinal)?;
+                shares.insert(device, Bytes(default_memory(free, shards)));
+            }
+        }
+        let config = |stage| ShardConfig {
             stage: stage as u32,
             stages: self.shards.get() as u32,
+            weights: self.weights,
+            device: self.device(stage),
             threads: Some(self.threads()),
-            memory: self.memory,
+            memory: self.memory.or_else(|| shares.get(&self.device(stage)).copied()),
             compute: self.compute,
+            deterministic: self.deterministic,
+            max_rows: self.max_rows,
             ..ShardConfig::new(&self.model)
-        }
+        };
+        Ok(stages.map(config).collect())
     }
 }
 
@@ -107,15 +155,16 @@ impl System {
         // A taken port is told before anything is loaded.
         let listeners = Listeners::bind(&config).await?;
         let leave = CancellationToken::new();
-        let started = (0..plan.shards.get()).map(|stage| start_shard(plan.shard(stage), leave.clone()));
+        let started = plan.configs()?.into_iter().map(|config| start_shard(config, leave.clone()));
         let started = try_join_all(started).await?;
+        let times = started.iter().map(RunningShard::times).collect();
         let addresses = started.iter().map(|shard| shard.address.to_string()).collect();
         let mut shards = JoinSet::new();
         for (stage, shard) in started.into_iter().enumerate() {
             shards.spawn(async move { (stage, shard.finished().await) });
         }
         let gateway = Gateway::start(GatewayConfig { shards: addresses, ..config }, listeners).await?;
-        Ok(Self { gateway, shards, leave })
+        Ok(Self { gateway, shards, leave, times })
     }
 
     /// Where the gateway listens for gRPC.
@@ -126,6 +175,11 @@ impl System {
     /// Where the gateway listens for HTTP.
     pub fn http(&self) -> SocketAddr {
         self.gateway.http_address
+    }
+
+    /// Where the time of each shard's start went.
+    pub fn times(&self) -> &[StartTimes] {
+        &self.times
     }
 
     /// Waits until the gateway drives all shards; false if it ended before.
@@ -164,4 +218,23 @@ async fn start_shard(config: ShardConfig, leave: CancellationToken) -> Result<Ru
     let stage = config.stage as usize;
     let (listener, _) = bind(config.listen).await?;
     Shard::start(config, listener, leave).await.map_err(|error| SystemError::Shard(stage, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_dealt_in_turn() {
+        let four = NonZeroUsize::MIN.saturating_add(3);
+        let devices = vec![DeviceName::Cuda(1), DeviceName::Cuda(0), DeviceName::Cpu];
+        let plan = Plan { devices, memory: Some(Bytes(1 << 30)), ..Plan::new("model", four) };
+        let configs = plan.configs().unwrap();
+        let devices: Vec<String> = configs.iter().map(|config| config.device.to_string()).collect();
+        assert_eq!(devices, ["cuda:1", "cuda:0", "cpu", "cuda:1"]);
+        assert!(configs.iter().all(|config| config.memory == Some(Bytes(1 << 30))));
+        assert_eq!(configs[3].stage, 3);
+        let cpu = Plan::new("model", four).configs().unwrap();
+        assert!(cpu.iter().all(|config| config.memory.is_none() && config.device == DeviceName::Cpu));
+    }
 }

@@ -1,5 +1,6 @@
 //! `asterism up`: everything on this machine.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use asterism_process::config::Bytes;
 use asterism_process::shutdown;
-use asterism_shard::ComputeType;
+use asterism_shard::{ComputeType, DeviceName, Weights};
 use asterism_tensor::Compute;
 
 use crate::pull;
@@ -23,24 +24,37 @@ use crate::system::{Plan, System};
 Examples:
   asterism up
   asterism up --model ./TeleChat-52B --shards 4 --compute bf16
+  asterism up --model ./TeleChat-52B --device cuda:0 --shards 1
+  asterism up --model ./TeleChat-52B --device cuda:0,cuda:1 --shards 4      two shards on each card
+  asterism up --model ./TeleChat-52B --device cuda:0 --weights synthetic:1  needs config.json and tokenizer only
   asterism up --shards 3 --threads 1 --memory 1GiB
   asterism up --listen 0.0.0.0:7050 --http-listen 0.0.0.0:8050      for a network you trust: there are no keys yet")]
 pub struct Arguments {
     /// The model's folder, or `demo`.
     #[arg(long, value_name = "DIR|demo", default_value = "demo")]
     model: PathBuf,
+    /// Where the weights come from: `checkpoint`, or `synthetic:SEED` for weights made up by config.json alone.
+    #[arg(long, value_name = "SOURCE", default_value_t = Weights::Checkpoint)]
+    weights: Weights,
     /// How many shards the model's layers are split over.
     #[arg(long, value_name = "N", default_value = "2")]
     shards: NonZeroUsize,
-    /// Threads of each shard (default: the cores, shared out).
+    /// What the shards compute on, dealt in turn: `cpu`, or cards as `cuda:0,cuda:1`. Several shards may share a card.
+    #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "cpu")]
+    device: Vec<DeviceName>,
+    /// Threads of each shard on the CPU (default: the cores, shared out).
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Memory of each shard for weights, buffers and KV (default: as much as a few of the longest sequences take).
+    /// Memory of each shard for weights, buffers and KV (default: its share of what is free on its card; on the CPU as much as a
+    /// few of the longest sequences take).
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
-    /// The type of activations and KV.
-    #[arg(long, default_value = "f32")]
-    compute: ComputeType,
+    /// The type of activations and KV (default: f32 on the CPU, bf16 on a card).
+    #[arg(long, value_name = "TYPE")]
+    compute: Option<ComputeType>,
+    /// Refuse on a card what could make a row's numbers depend on other rows. On the CPU nothing does.
+    #[arg(long)]
+    deterministic: bool,
     /// Where to listen for gRPC.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7050")]
     listen: SocketAddr,
@@ -53,8 +67,19 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let model = model_folder(&arguments.model).await?;
     let shutdown = shutdown::on_signal()?;
-    let Arguments { shards, threads, memory, compute, listen, http_listen, .. } = arguments;
-    let plan = Plan { model, shards, threads, memory, compute, listen, http_listen };
+    let Arguments { weights, shards, device, threads, memory, compute, deterministic, .. } = arguments;
+    let Arguments { listen, http_listen, .. } = arguments;
+    let plan = Plan {
+        weights,
+        devices: device,
+        threads,
+        memory,
+        compute,
+        deterministic,
+        listen,
+        http_listen,
+        ..Plan::new(model, shards)
+    };
     let system = tokio::select! {
         system = System::start(&plan) => system?,
         () = shutdown.cancelled() => return Ok(()),
@@ -83,13 +108,17 @@ struct Welcome<'a> {
 impl std::fmt::Display for Welcome<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (grpc, http) = (self.system.grpc(), self.system.http());
-        let Plan { model, shards, compute, .. } = self.plan;
-        let (compute, threads) = (Compute::from(*compute), self.plan.threads());
-        writeln!(
-            f,
-            "ready: {} in {compute}, shards: {shards}, threads of each: {threads}\n",
-            model.display()
-        )?;
+        let Plan { model, shards, .. } = self.plan;
+        let devices: BTreeSet<String> =
+            (0..shards.get()).map(|stage| self.plan.device(stage).to_string()).collect();
+        let devices = Vec::from_iter(devices).join(", ");
+        let compute = self.plan.compute.unwrap_or(self.plan.device(0).compute());
+        let compute = Compute::from(compute);
+        write!(f, "ready: {} in {compute}, shards: {shards} on {devices}", model.display())?;
+        if self.plan.devices.contains(&DeviceName::Cpu) {
+            write!(f, ", threads of each: {}", self.plan.threads())?;
+        }
+        writeln!(f, "\n")?;
         writeln!(f, "grpc {grpc}")?;
         writeln!(f, "http {http}\n")?;
         writeln!(f, "In another terminal:")?;

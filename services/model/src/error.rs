@@ -238,6 +238,14 @@ pub enum BatchError {
         /// Positions up to its end.
         positions: usize,
     },
+    /// More entries of block tables than there is memory for.
+    #[error("block tables of {blocks} entries in all, at most {most} are possible")]
+    TooManyBlocks {
+        /// Entries of all spans.
+        blocks: usize,
+        /// Entries that fit.
+        most: usize,
+    },
     /// A block that the pool does not have.
     #[error("span {span}: block {block} is not below {blocks}")]
     Block {

@@ -23,14 +23,16 @@ pub(crate) struct Layer {
 pub(crate) struct Buffers {
     /// `[t, E]`: what goes from layer to layer.
     pub residual: Tensor,
+    /// `[t, E]`: what a projection adds to the residual.
+    pub delta: Tensor,
+    /// Whether the residual still lacks `delta`: the next norm adds it on its way.
+    pub pending: bool,
     /// `[t, E]`
     normed: Tensor,
     /// `[t, Q + 2K]`: q, k, v side by side.
     qkv: Tensor,
     /// `[t, Q]`
     attended: Tensor,
-    /// `[t, E]`: what a projection adds to the residual.
-    delta: Tensor,
     /// `[t, 2F]`: gate and up side by side.
     gate_up: Tensor,
     /// `[t, F]`
@@ -59,12 +61,19 @@ impl Layer {
         })
     }
 
-    /// residual += attention(norm(residual)); residual += mlp(norm(residual)). In bf16 each operation's output is rounded, the
-    /// residual after each addition too, so that a stage's edge may lie between any two layers.
+    /// Its matrices, in the order of their use.
+    pub fn matrices(&self) -> [&Matrix; 4] {
+        [&self.qkv, &self.attention_out, &self.gate_up, &self.down]
+    }
+
+    /// residual += attention(norm(residual)); residual += mlp(norm(residual)), the last addition left pending. In bf16 each
+    /// operation's output is rounded, the residual after each addition too, whoever adds, so that a stage's edge may lie
+    /// between any two layers.
     pub fn forward(&self, work: &Work<'_>, kv: &mut KvPool, buffers: &mut Buffers) -> Result<(), ModelError> {
         let &Work { device, spec, index, rows, tables } = work;
-        let Buffers { residual, normed, qkv, attended, delta, gate_up, product } = buffers;
-        device.add_rms_norm(residual, None, &self.attention_norm, spec.norm_epsilon, normed)?;
+        let Buffers { residual, delta, pending, normed, qkv, attended, gate_up, product } = buffers;
+        let carried = pending.then_some(&*delta);
+        device.add_rms_norm(residual, carried, &self.attention_norm, spec.norm_epsilon, normed)?;
         device.matmul(normed, &self.qkv, qkv)?;
         device.rope_kv_write(qkv, rows, tables, kv, index)?;
         let attention = Attention { kv, layer: index, rows, tables, scale: spec.attention_scale() };
@@ -74,7 +83,7 @@ impl Layer {
         device.matmul(normed, &self.gate_up, gate_up)?;
         device.silu_mul(gate_up, product)?;
         device.matmul(product, &self.down, delta)?;
-        device.add(residual, delta)?;
+        *pending = true;
         Ok(())
     }
 }
@@ -91,12 +100,21 @@ impl Buffers {
         device.reserve(rows, widest)?;
         Ok(Self {
             residual: tensor(spec.hidden)?,
+            delta: tensor(spec.hidden)?,
+            pending: false,
             normed: tensor(spec.hidden)?,
             qkv: tensor(spec.q_width() + 2 * spec.kv_width())?,
             attended: tensor(spec.q_width())?,
-            delta: tensor(spec.hidden)?,
             gate_up: tensor(2 * spec.inner)?,
             product: tensor(spec.inner)?,
         })
+    }
+
+    /// Adds what is pending: the residual is then what the reference's is after a layer.
+    pub fn settle(&mut self, device: &Device) -> Result<(), ModelError> {
+        if std::mem::take(&mut self.pending) {
+            device.add(&mut self.residual, &self.delta)?;
+        }
+        Ok(())
     }
 }

@@ -18,4 +18,4 @@ pub use self::error::{BatchError, ModelError, bytes};
 pub use self::manifest::Manifest;
 pub use self::spec::DecoderSpec;
 pub use self::stage::Stage;
-pub use self::weights::Checkpoint;
+pub use self::weights::{Checkpoint, Synthetic, WeightSource};

@@ -201,7 +201,7 @@ fn cache_file(checkpoint: &Checkpoint) -> Result<Option<PathBuf>, ModelError> {
     Ok(Some(folder.join("manifests").join(format!("{}.json", hex(&digest.finalize())))))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -2,15 +2,25 @@
 
 use std::ops::Range;
 
-use asterism_tensor::{BLOCK_ROWS, Compute, Dtype, KvPool, KvSpec, Matrix};
+use asterism_tensor::{BLOCK_ROWS, Compute, Device, Dtype, KvPool, KvSpec, Matrix};
 
 use crate::ModelError;
 use crate::rope;
 use crate::spec::{DecoderSpec, Head};
 
+/// Sequences of a step that share their blocks may name more of them than there are; not more than this.
+const MOST_TABLE_ENTRIES: usize = 1 << 22;
+
+/// Partial results of a step's attention on a card.
+const CARD_PARTIALS: usize = 512;
+/// What else a card's kernels work with: sums that wait, candidates of the evidence.
+const CARD_SCRATCH: usize = 96 << 20;
+
 /// What a stage's memory depends on besides its layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizing {
+    /// What the stages are on.
+    pub device: DeviceKind,
     /// The type of activations and KV.
     pub compute: Compute,
     /// The type of the stored weights. (In bf16 compute all rest as bf16.)
@@ -23,6 +33,15 @@ pub struct Sizing {
     pub logits_slots: usize,
     /// Positions of the longest sequence.
     pub max_context: usize,
+}
+
+/// What kind of device a stage is on: weights and buffers rest differently on each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A processor: weights rest as they are stored and are widened in registers.
+    Cpu,
+    /// A card: weights rest in the compute type, and buffers have a few rows more than are used.
+    Cuda,
 }
 
 /// A split of a model over stages.
@@ -134,6 +153,15 @@ fn minimize(
     Ok(ranges)
 }
 
+impl From<&Device> for DeviceKind {
+    fn from(device: &Device) -> Self {
+        match device {
+            Device::Cpu(_) => Self::Cpu,
+            Device::Cuda(_) => Self::Cuda,
+        }
+    }
+}
+
 impl Split {
     /// Tokens whose KV fits on every stage.
     pub fn kv_tokens(&self) -> u64 {
@@ -167,12 +195,17 @@ impl Sizing {
         Ok(StageSize { layers, weight_bytes, buffer_bytes, block_bytes, memory, kv_tokens })
     }
 
+    /// The type that weights have on the device.
+    pub fn resting(&self) -> Dtype {
+        match (self.compute, self.device) {
+            (Compute::F32, DeviceKind::Cpu) => self.weights,
+            (compute, _) => compute.dtype(),
+        }
+    }
+
     /// Bytes of the weights of a stage as they rest on the device.
     pub fn weight_bytes(&self, spec: &DecoderSpec, layers: &Range<usize>) -> u64 {
-        let stored = match self.compute {
-            Compute::F32 => self.weights,
-            Compute::Bf16 => Dtype::Bf16,
-        };
+        let stored = self.resting();
         let matrix = |inputs, outputs| Matrix::bytes_of(inputs, outputs, stored) as u64;
         let vector = |len: usize| (len * size_of::<f32>()) as u64;
         let bias = |present: bool, len| if present { vector(len) } else { 0 };
@@ -194,20 +227,57 @@ impl Sizing {
 
     /// Bytes of the activations, logits and rope tables of a stage.
     pub fn buffer_bytes(&self, spec: &DecoderSpec, layers: &Range<usize>) -> u64 {
-        // Residual, normed, delta and the edge's copy; q, k, v; what was attended; gate and up; their product.
-        let row = 4 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.inner;
-        // A matmul's input once more, in the order its kernel wants.
-        let prepared = spec.hidden.max(spec.q_width()).max(spec.inner) * size_of::<f32>();
-        let activations = self.max_rows * (row * self.compute.dtype().bytes() + prepared);
-        let logits = if layers.end == spec.layers {
-            let kept = (self.evidence_rows + self.logits_slots) * spec.vocab * size_of::<f32>();
-            kept + 2 * self.evidence_rows * spec.hidden * self.compute.dtype().bytes()
-        } else {
-            0
+        let element = self.compute.dtype().bytes();
+        let mul = usize::saturating_mul;
+        // Residual, normed, delta; q, k, v; what was attended; gate and up; their product.
+        let row = 3 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.inner;
+        let widest = spec.hidden.max(spec.q_width()).max(spec.inner);
+        let row = row * element
+            + match self.device {
+                // The edge's copy, and a matmul's input once more in the order its kernel wants.
+                DeviceKind::Cpu => spec.hidden * element + widest * size_of::<f32>(),
+                // Two steps' inputs and two steps' outputs on their way.
+                DeviceKind::Cuda => 4 * spec.hidden * element,
+            };
+        let activations = mul(self.padded(self.max_rows), row);
+        let logits = if layers.end == spec.layers { self.logits_bytes(spec) } else { 0 };
+        // On the CPU each table twice, in the orders that queries and stored keys want.
+        let orders = match self.device {
+            DeviceKind::Cpu => 2,
+            DeviceKind::Cuda => 1,
         };
         let tables = rope::alpha_id(&spec.rope, self.max_context) + 1;
-        let rope = 2 * tables * self.max_context * spec.head_dim * size_of::<f32>();
-        (activations + logits + rope) as u64
+        let rope = mul(orders * tables * spec.head_dim * size_of::<f32>(), self.max_context);
+        let scratch = match self.device {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda => {
+                let places = mul(3 * table_entries(self.max_rows, self.max_context), size_of::<u32>());
+                mul(CARD_PARTIALS * spec.kv_heads.max(128), (spec.head_dim + 3) * size_of::<f32>())
+                    .saturating_add(places)
+                    .saturating_add(CARD_SCRATCH)
+            }
+        };
+        [activations, logits, rope, scratch].into_iter().fold(0, usize::saturating_add) as u64
+    }
+
+    /// Logits of the evidence rows and those that are kept; on a card processed ones too.
+    fn logits_bytes(&self, spec: &DecoderSpec) -> usize {
+        let evidence = self.padded(self.evidence_rows);
+        let processed = match self.device {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda => evidence,
+        };
+        let rows = evidence.saturating_add(self.padded(self.logits_slots)).saturating_add(processed);
+        let hidden = 3 * spec.hidden * self.compute.dtype().bytes();
+        rows.saturating_mul(spec.vocab * size_of::<f32>()).saturating_add(evidence.saturating_mul(hidden))
+    }
+
+    /// Rows of memory for a tensor of `rows` rows.
+    fn padded(&self, rows: usize) -> usize {
+        match self.device {
+            DeviceKind::Cpu => rows,
+            DeviceKind::Cuda => Device::padded_rows(rows),
+        }
     }
 
     /// Bytes of one block of KV over `layers` layers.
@@ -218,6 +288,11 @@ impl Sizing {
     pub(crate) fn kv_spec(&self, spec: &DecoderSpec, layers: usize) -> KvSpec {
         KvSpec { layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, compute: self.compute }
     }
+}
+
+/// Entries of the block tables of a step's sequences, of which there may be one a row, as long as any may be.
+pub(crate) fn table_entries(max_rows: usize, max_context: usize) -> usize {
+    max_rows.saturating_mul(max_context.div_ceil(BLOCK_ROWS)).min(MOST_TABLE_ENTRIES)
 }
 
 /// Weights of the whole model, the head counted once where it is the embedding.

@@ -11,7 +11,7 @@ use std::path::Path;
 use asterism_model::convert::{ConvertOptions, WeightDtype, convert};
 use asterism_model::stage::{Batch, Input, Span, StageOptions};
 use asterism_model::weights::StoredDtype;
-use asterism_model::{BatchError, Checkpoint, Manifest, ModelError, Stage};
+use asterism_model::{BatchError, Checkpoint, Manifest, ModelError, Stage, WeightSource};
 use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device};
 use chain::{Chain, Sequence, Setup, own_checkpoint};
 use serde_json::Value;
@@ -149,7 +149,7 @@ fn options() -> StageOptions {
 
 fn load(checkpoint: &Checkpoint, options: StageOptions) -> Result<Stage, ModelError> {
     let device = Device::cpu(CpuOptions::new(NonZeroUsize::MIN)).unwrap();
-    Stage::load(device, checkpoint, options, &|_, _| {})
+    Stage::load(device, WeightSource::Checkpoint(checkpoint), options, &|_, _| {})
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn a_batch_that_cannot_be_run_is_refused_and_leaves_no_trace() {
     refused(Span { evidence: &[1, 1], ..good }, BatchError::Evidence { span: 0, position: 1 });
 
     let batch = Batch { spans: &[good] };
-    let mut go_on = |_: asterism_model::stage::Beat<'_>| ControlFlow::Continue(());
+    let mut go_on = |_: asterism_model::stage::Beat| ControlFlow::Continue(());
     let short = [0; 10];
     for (is_first, input, expected) in [
         (true, Input::Hidden(&short[..]), BatchError::InputKind),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use asterism_model::arch::Family;
 use asterism_model::{Checkpoint, DecoderSpec, manifest, rope};
 use asterism_tensor::{BLOCK_ROWS, Compute, KvPlace};
-use chain::{Chain, Seen, Sequence, Setup, golden_folder};
+use chain::{Chain, On, Seen, Sequence, Setup, golden_folder};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -35,6 +35,7 @@ struct Set {
 
 /// What may differ, and by how much.
 struct Bounds {
+    on: On,
     compute: Compute,
     logits: f32,
     margin: f32,
@@ -44,10 +45,10 @@ struct Bounds {
 fn golden_f32() {
     let mut passed = 0;
     for (folder, spec) in supported() {
-        let bounds = Bounds { compute: Compute::F32, logits: TOLERANCE, margin: MARGIN };
-        for set in sets(&folder) {
+        for (on, set) in everywhere(&folder) {
+            let bounds = Bounds { on, compute: Compute::F32, logits: TOLERANCE, margin: MARGIN };
             run(&folder, &spec, &set, &bounds);
-            println!("golden {}/{} f32: passed", name(&folder), set.name);
+            println!("golden {}/{} f32 {on:?}: passed", name(&folder), set.name);
             passed += 1;
         }
     }
@@ -59,12 +60,12 @@ fn golden_bf16() {
     for (folder, spec) in supported() {
         // The extreme of 80,896 normal values lies half as far again from their mean as that of a few hundred.
         let logits = if spec.vocab > 10_000 { 1.5 * BF16_NOISE } else { BF16_NOISE };
-        let bounds = Bounds { compute: Compute::Bf16, logits, margin: 2.0 * logits };
-        for set in sets(&folder) {
+        for (on, set) in everywhere(&folder) {
+            let bounds = Bounds { on, compute: Compute::Bf16, logits, margin: 2.0 * logits };
             run(&folder, &spec, &set, &bounds);
-            println!("golden {}/{} bf16: passed", name(&folder), set.name);
+            println!("golden {}/{} bf16 {on:?}: passed", name(&folder), set.name);
         }
-        check_noise(&folder);
+        On::all().into_iter().for_each(|on| check_noise(&folder, on));
     }
 }
 
@@ -77,25 +78,28 @@ fn golden_demo() {
         return;
     };
     let golden: Value = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
-    let setup = Setup { stages: 2, max_rows: CHUNK, ..Setup::new(Compute::F32) };
-    let mut chain = Chain::load(&Checkpoint::open(folder).unwrap(), &setup);
-    for item in golden["items"].as_array().unwrap() {
-        let ids = |key: &str| -> Vec<u32> { serde_json::from_value(item[key].clone()).unwrap() };
-        let mut sequence = Sequence::new(&ids("prompt_ids"), setup.max_context, 0);
-        let mut logits = chain.prefill(&sequence, CHUNK);
-        for (step, (token, margin)) in
-            ids("greedy_ids").into_iter().zip(item["margins"].as_array().unwrap()).enumerate()
-        {
-            let best = best(&logits);
-            assert!(
-                best == token || margin.as_f64().unwrap() <= f64::from(MARGIN),
-                "{}: step {step}",
-                item["prompt"]
-            );
-            logits = chain.decode(&mut sequence, token);
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    for setup in Setup::everywhere(Compute::F32) {
+        let setup = Setup { stages: 2, max_rows: CHUNK, ..setup };
+        let mut chain = Chain::load(&checkpoint, &setup);
+        for item in golden["items"].as_array().unwrap() {
+            answers(&mut chain, &setup, item);
         }
+        println!("golden demo-smollm2 {:?}: passed", setup.on);
     }
-    println!("golden demo-smollm2: passed");
+}
+
+/// The demo's answer is the golden's wherever the margins tell.
+fn answers(chain: &mut Chain, setup: &Setup, item: &Value) {
+    let ids = |key: &str| -> Vec<u32> { serde_json::from_value(item[key].clone()).unwrap() };
+    let mut sequence = Sequence::new(&ids("prompt_ids"), setup.max_context, 0);
+    let mut logits = chain.prefill(&sequence, CHUNK);
+    let margins = item["margins"].as_array().unwrap();
+    for (step, (token, margin)) in ids("greedy_ids").into_iter().zip(margins).enumerate() {
+        let near = margin.as_f64().unwrap() <= f64::from(MARGIN);
+        assert!(best(&logits) == token || near, "{} {:?}: step {step}", item["prompt"], setup.on);
+        logits = chain.decode(&mut sequence, token);
+    }
 }
 
 /// The checkpoints of supported families that have goldens; all others are named.
@@ -116,6 +120,12 @@ fn supported() -> Vec<(PathBuf, DecoderSpec)> {
         }
     }
     found
+}
+
+/// All sets on every device.
+fn everywhere(folder: &Path) -> impl Iterator<Item = (On, Set)> {
+    let sets = |on| sets(folder).into_iter().map(move |set| (on, set));
+    On::all().into_iter().flat_map(sets)
 }
 
 fn sets(folder: &Path) -> Vec<Set> {
@@ -160,12 +170,12 @@ fn run(folder: &Path, spec: &DecoderSpec, set: &Set, bounds: &Bounds) {
         .map(|case| case["n_tokens"].as_u64().unwrap() as usize + steps(case))
         .max()
         .unwrap_or(1);
-    let setup = Setup { max_rows: CHUNK, max_context: room, ..Setup::new(bounds.compute) };
+    let setup = Setup { on: bounds.on, max_rows: CHUNK, max_context: room, ..Setup::new(bounds.compute) };
     let mut chain = Chain::load(&checkpoint, &setup);
     for case in &set.cases {
         let case_name = case["name"].as_str().unwrap();
         let golden = |tensor: &str| floats(&tensors, &format!("{case_name}.{tensor}"));
-        let place = format!("{}/{} {case_name} {}", name(folder), set.name, bounds.compute);
+        let place = format!("{}/{} {case_name} {} {:?}", name(folder), set.name, bounds.compute, bounds.on);
         let ids = ids(&tensors, &format!("{case_name}.input_ids"));
         let mut sequence = Sequence::new(&ids, ids.len() + steps(case), 0);
         let evidence: Vec<usize> = (0..ids.len()).collect();
@@ -284,11 +294,12 @@ fn check_cache(place: &str, chain: &Chain, spec: &DecoderSpec, sequence: &Sequen
 }
 
 /// Where the goldens show what bf16 does to the reference's logits, it must do the like to ours.
-fn check_noise(folder: &Path) {
+fn check_noise(folder: &Path, on: On) {
     let Ok(bf16) = fs::read(folder.join("goldens/prefill_bf16_compute.safetensors")) else { return };
     let f32s = fs::read(folder.join("goldens/prefill.safetensors")).unwrap();
     let (bf16, f32s) = (SafeTensors::deserialize(&bf16).unwrap(), SafeTensors::deserialize(&f32s).unwrap());
-    let mut chain = Chain::load(&Checkpoint::open(folder).unwrap(), &Setup::new(Compute::Bf16));
+    let setup = Setup { on, ..Setup::new(Compute::Bf16) };
+    let mut chain = Chain::load(&Checkpoint::open(folder).unwrap(), &setup);
     let (mut ours, mut theirs) = (0.0, 0.0);
     let squares = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
     for name in bf16.names() {
@@ -299,8 +310,9 @@ fn check_noise(folder: &Path) {
         theirs += squares(&floats(&bf16, name).unwrap(), &exact);
     }
     let ratio = (ours / theirs).sqrt();
-    assert!(ratio <= BF16_RATIO, "{}: {ratio:.3} times the reference's bf16 noise", name(folder));
-    println!("golden {}/prefill_bf16_compute: passed, {ratio:.3} times the reference's noise", name(folder));
+    let name = name(folder);
+    assert!(ratio <= BF16_RATIO, "{name} {on:?}: {ratio:.3} times the reference's bf16 noise");
+    println!("golden {name}/prefill_bf16_compute {on:?}: passed, {ratio:.3} times the reference's noise");
 }
 
 fn close(what: &str, found: &[f32], golden: &[f32], tolerance: f32) {

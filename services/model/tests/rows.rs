@@ -10,6 +10,11 @@ use chain::{Chain, Sequence, Setup, own_checkpoint};
 const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
 const CHECKPOINTS: [&str; 3] = ["tiny-52b", "tiny-52b-bin", "tiny-52b-bias"];
 
+/// Both compute types on every device there is.
+fn setups() -> impl Iterator<Item = Setup> {
+    COMPUTES.into_iter().flat_map(Setup::everywhere)
+}
+
 fn open(name: &str) -> Checkpoint {
     Checkpoint::open(own_checkpoint(name)).unwrap()
 }
@@ -40,15 +45,17 @@ fn bits(chain: &mut Chain, sequence: &Sequence, chunk: usize) -> Vec<u32> {
 
 #[test]
 fn rows_do_not_depend_on_the_split() {
-    for compute in COMPUTES {
+    for setup in setups() {
         for name in CHECKPOINTS {
             let checkpoint = open(name);
             let sequence = Sequence::new(&prompt(1, 37), 64, 3);
-            let whole = bits(&mut Chain::load(&checkpoint, &Setup::new(compute)), &sequence, 37);
-            let layers = Chain::load(&checkpoint, &Setup::new(compute)).stages[0].info().spec.layers;
+            let mut chain = Chain::load(&checkpoint, &setup);
+            let whole = bits(&mut chain, &sequence, 37);
+            let layers = chain.stages[0].info().spec.layers;
             for stages in [2, 3, layers].into_iter().filter(|stages| *stages <= layers) {
-                let mut chain = Chain::load(&checkpoint, &Setup { stages, ..Setup::new(compute) });
-                assert_eq!(bits(&mut chain, &sequence, 37), whole, "{name} {compute} in {stages} stages");
+                let setup = Setup { stages, ..setup.clone() };
+                let mut chain = Chain::load(&checkpoint, &setup);
+                assert_eq!(bits(&mut chain, &sequence, 37), whole, "{name} {setup:?}");
             }
         }
     }
@@ -56,9 +63,9 @@ fn rows_do_not_depend_on_the_split() {
 
 #[test]
 fn rows_do_not_depend_on_chunks_or_blocks() {
-    for compute in COMPUTES {
+    for setup in setups() {
         for name in CHECKPOINTS {
-            let mut chain = Chain::load(&open(name), &Setup::new(compute));
+            let mut chain = Chain::load(&open(name), &setup);
             let prompt = prompt(2, 53);
             let whole = bits(&mut chain, &Sequence::new(&prompt, 64, 0), 53);
             for (chunk, first_block) in [(1, 0), (3, 9), (16, 2), (17, 5), (40, 1)] {
@@ -66,7 +73,7 @@ fn rows_do_not_depend_on_chunks_or_blocks() {
                 assert_eq!(
                     bits(&mut chain, &sequence, chunk),
                     whole,
-                    "{name} {compute} in chunks of {chunk}"
+                    "{name} {setup:?} in chunks of {chunk}"
                 );
             }
         }
@@ -90,9 +97,9 @@ fn rows_do_not_depend_on_threads() {
 
 #[test]
 fn rows_do_not_depend_on_the_batch() {
-    for compute in COMPUTES {
+    for setup in setups() {
         let checkpoint = open("tiny-52b");
-        let mut chain = Chain::load(&checkpoint, &Setup { stages: 2, threads: 2, ..Setup::new(compute) });
+        let mut chain = Chain::load(&checkpoint, &Setup { stages: 2, threads: 2, ..setup.clone() });
         let prompts = [prompt(4, 21), prompt(5, 1), prompt(6, 40), prompt(7, 16)];
         let alone: Vec<Vec<f32>> =
             prompts.iter().map(|prompt| chain.prefill(&Sequence::new(prompt, 64, 0), prompt.len())).collect();
@@ -115,16 +122,16 @@ fn rows_do_not_depend_on_the_batch() {
             sequences[3].span(15..16, &[15]),
         ]);
         for (logits, index) in mixed.logits.iter().zip([2, 0, 1, 3]) {
-            assert_eq!(logits, &alone[index], "{compute}: sequence {index}");
+            assert_eq!(logits, &alone[index], "{setup:?}: sequence {index}");
         }
     }
 }
 
 #[test]
 fn a_replay_across_the_change_of_rope_gives_the_same_rows() {
-    for compute in COMPUTES {
+    for setup in setups() {
         let checkpoint = open("tiny-52b");
-        let setup = Setup { max_rows: 512, max_context: 4200, threads: 2, ..Setup::new(compute) };
+        let setup = Setup { max_rows: 512, max_context: 4200, threads: 2, ..setup };
         let mut chain = Chain::load(&checkpoint, &setup);
         let mut sequence = Sequence::new(&prompt(8, 4090), 4120, 0);
         let mut first = vec![chain.prefill(&sequence, 512)];
@@ -133,12 +140,13 @@ fn a_replay_across_the_change_of_rope_gives_the_same_rows() {
         }
         // The same tokens once more, elsewhere, the answer in one span with the prompt's end.
         let again = Sequence { blocks: Sequence::new(&[], 4120, 1).blocks, ..sequence };
-        let mut chain = Chain::load(&checkpoint, &Setup { stages: 3, ..setup });
+        let setup = Setup { stages: 3, ..setup };
+        let mut chain = Chain::load(&checkpoint, &setup);
         for start in (0..4080).step_by(510) {
             chain.step(&[again.span(start..start + 510, &[])]);
         }
         let evidence: Vec<usize> = (4089..4102).collect();
         let replayed = chain.step(&[again.span(4080..4102, &evidence)]).logits;
-        assert_eq!(replayed, first, "{compute}");
+        assert_eq!(replayed, first, "{setup:?}");
     }
 }

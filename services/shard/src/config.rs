@@ -1,19 +1,23 @@
 //! What a shard can be told.
 
+mod values;
+
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use asterism_model::split::Sizing;
 use asterism_process::config::{Bytes, Settings};
 use asterism_process::listen::loopback;
 use asterism_tensor::{Compute, Dtype};
 
+pub use self::values::{ComputeType, DeviceName, LayerRange, Weights};
+
 /// Port of the first stage; the others usually follow.
 const DEFAULT_PORT: u16 = 7070;
-const DEFAULT_MAX_ROWS: usize = 512;
+/// Rows of a step that a device of each kind computes at about its full speed.
+const CPU_MAX_ROWS: usize = 512;
+const CUDA_MAX_ROWS: usize = 2048;
 /// The most evidence rows of a step. More sequences decode in several steps.
 const MOST_EVIDENCE_ROWS: usize = 128;
 /// Raw logits rows kept for each evidence row, as about two steps' evidence is under way at a time.
@@ -31,6 +35,9 @@ pub struct ShardConfig {
     /// The model's folder or GGUF file.
     #[arg(long, env = "ASTERISM_MODEL", value_name = "PATH")]
     pub model: PathBuf,
+    /// Where the weights come from: `checkpoint`, or `synthetic:SEED` for weights made up by config.json alone.
+    #[arg(long, env = "ASTERISM_WEIGHTS", default_value_t = Weights::Checkpoint, value_name = "SOURCE")]
+    pub weights: Weights,
     /// Name of the pipeline; all its shards have the same.
     #[arg(long, env = "ASTERISM_PIPELINE", default_value = "default", value_name = "NAME")]
     pub pipeline: String,
@@ -43,35 +50,29 @@ pub struct ShardConfig {
     /// Its layers, as `16..32`; unless given, the model is split evenly by bytes.
     #[arg(long, env = "ASTERISM_LAYERS", value_name = "FROM..TO")]
     pub layers: Option<LayerRange>,
-    /// Threads that compute; unless given, one for each core.
+    /// What computes: `cpu`, or a card as `cuda:0`.
+    #[arg(long, env = "ASTERISM_DEVICE", default_value_t = DeviceName::Cpu, value_name = "DEVICE")]
+    pub device: DeviceName,
+    /// Threads that compute on the CPU; unless given, one for each core.
     #[arg(long, env = "ASTERISM_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-    /// Memory for weights, buffers and KV; unless given, as much as a few of the longest sequences take.
+    /// Memory for weights, buffers and KV; unless given, most of what is free on a card, and on the CPU as much as a few of the
+    /// longest sequences take.
     #[arg(long, env = "ASTERISM_MEMORY", value_name = "SIZE")]
     pub memory: Option<Bytes>,
-    /// The type of activations and KV.
-    #[arg(long, env = "ASTERISM_COMPUTE", default_value = "f32", value_name = "TYPE")]
-    pub compute: ComputeType,
-    /// The most rows of a step.
-    #[arg(long, env = "ASTERISM_MAX_ROWS", default_value_t = DEFAULT_MAX_ROWS, value_name = "N")]
-    pub max_rows: usize,
+    /// The type of activations and KV; unless given, f32 on the CPU and bf16 on a card.
+    #[arg(long, env = "ASTERISM_COMPUTE", value_name = "TYPE")]
+    pub compute: Option<ComputeType>,
+    /// Refuse on a card what could make a row's numbers depend on other rows. On the CPU nothing does.
+    #[arg(long, env = "ASTERISM_DETERMINISTIC")]
+    pub deterministic: bool,
+    /// The most rows of a step; unless given, 512 on the CPU and 2048 on a card.
+    #[arg(long, env = "ASTERISM_MAX_ROWS", value_name = "N")]
+    pub max_rows: Option<usize>,
     /// Positions of the longest sequence; unless given, those of the model's config.
     #[arg(long, env = "ASTERISM_MAX_CONTEXT", value_name = "N")]
     pub max_context: Option<usize>,
 }
-
-/// The type of activations and KV.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ComputeType {
-    /// Single precision.
-    F32,
-    /// Rounded to bfloat16.
-    Bf16,
-}
-
-/// A range of layers, written `16..32`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerRange(pub Range<usize>);
 
 impl ShardConfig {
     /// The only stage of `model`, on a free loopback port, all else as by default.
@@ -80,52 +81,63 @@ impl ShardConfig {
             listen: loopback(0),
             advertise: None,
             model: model.into(),
+            weights: Weights::Checkpoint,
             pipeline: "default".to_owned(),
             stage: 0,
             stages: 1,
             layers: None,
+            device: DeviceName::Cpu,
             threads: None,
             memory: None,
-            compute: ComputeType::F32,
-            max_rows: DEFAULT_MAX_ROWS,
+            compute: None,
+            deterministic: false,
+            max_rows: None,
             max_context: None,
         }
     }
 
     /// What the default configuration takes memory for, besides weights and KV.
-    pub fn sizing_defaults(compute: Compute, weights: Dtype, max_context: usize) -> Sizing {
-        let evidence_rows = evidence_rows(DEFAULT_MAX_ROWS);
-        Sizing {
-            compute,
-            weights,
-            max_rows: DEFAULT_MAX_ROWS,
-            evidence_rows,
-            logits_slots: SLOTS_PER_EVIDENCE_ROW * evidence_rows,
-            max_context,
-        }
+    pub fn sizing_defaults(
+        device: DeviceName,
+        compute: Option<ComputeType>,
+        weights: Dtype,
+        max_context: usize,
+    ) -> Sizing {
+        Self { device, compute, ..Self::new("") }.sizing(weights, max_context)
     }
 
     /// The same for this configuration.
     pub(crate) fn sizing(&self, weights: Dtype, max_positions: usize) -> Sizing {
-        let evidence_rows = evidence_rows(self.max_rows);
+        let max_rows = self.max_rows();
+        let evidence_rows = max_rows.min(MOST_EVIDENCE_ROWS);
         Sizing {
-            compute: self.compute.into(),
+            device: self.device.kind(),
+            compute: self.compute(),
             weights,
-            max_rows: self.max_rows,
+            max_rows,
             evidence_rows,
             logits_slots: SLOTS_PER_EVIDENCE_ROW * evidence_rows,
             max_context: self.max_context.unwrap_or(max_positions),
         }
     }
 
+    /// The type of activations and KV.
+    pub fn compute(&self) -> Compute {
+        self.compute.unwrap_or(self.device.compute()).into()
+    }
+
+    /// The most rows of a step.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows.unwrap_or(match self.device {
+            DeviceName::Cpu => CPU_MAX_ROWS,
+            DeviceName::Cuda(_) => CUDA_MAX_ROWS,
+        })
+    }
+
     /// F: the steps in flight that a pipeline of so many stages makes use of.
     pub(crate) fn steps_in_flight(&self) -> u32 {
         if self.stages == 1 { 2 } else { self.stages.saturating_add(2) }
     }
-}
-
-fn evidence_rows(max_rows: usize) -> usize {
-    max_rows.min(MOST_EVIDENCE_ROWS)
 }
 
 impl Settings for ShardConfig {
@@ -136,7 +148,8 @@ impl Settings for ShardConfig {
                 mistakes.push(mistake);
             }
         };
-        let Self { stage, stages, max_rows, max_context, .. } = *self;
+        let Self { stage, stages, max_context, .. } = *self;
+        let max_rows = self.max_rows();
         must((1..=1024).contains(&stages), format!("stages is {stages}, expected 1 to 1024"));
         must(stage < stages.max(1), format!("stage is {stage}, but there are {stages} stages, from 0"));
         must((1..=65_536).contains(&max_rows), format!("max_rows is {max_rows}, expected 1 to 65536"));
@@ -156,39 +169,19 @@ impl Settings for ShardConfig {
     }
 }
 
-impl From<ComputeType> for Compute {
-    fn from(compute: ComputeType) -> Self {
-        match compute {
-            ComputeType::F32 => Self::F32,
-            ComputeType::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-impl FromStr for LayerRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bounds = text
-            .split_once("..")
-            .and_then(|(start, end)| Some(start.trim().parse().ok()?..end.trim().parse().ok()?));
-        match bounds {
-            Some(range) if range.start < range.end => Ok(Self(range)),
-            _ => Err(format!("{text:?} is no range of layers (write 16..32)")),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ranges_of_layers_parse() {
-        assert_eq!("16..32".parse(), Ok(LayerRange(16..32)));
-        for text in ["", "16", "16..", "..", "5..5", "6..5", "a..b", "0..-1", "1..=3"] {
-            assert!(text.parse::<LayerRange>().is_err(), "{text:?}");
-        }
+    fn defaults_are_those_of_the_device() {
+        let cpu = ShardConfig::new("model");
+        assert_eq!((cpu.compute(), cpu.max_rows()), (Compute::F32, 512));
+        let card = ShardConfig { device: DeviceName::Cuda(1), ..ShardConfig::new("model") };
+        assert_eq!((card.compute(), card.max_rows()), (Compute::Bf16, 2048));
+        let told = ShardConfig { compute: Some(ComputeType::F32), max_rows: Some(64), ..card };
+        assert_eq!((told.compute(), told.max_rows()), (Compute::F32, 64));
+        assert_eq!(told.sizing(Dtype::F16, 99).max_context, 99);
     }
 
     #[test]
@@ -198,7 +191,7 @@ mod tests {
         let wrong = ShardConfig {
             stage: 3,
             stages: 2,
-            max_rows: 0,
+            max_rows: Some(0),
             max_context: Some(0),
             advertise: Some("here".to_owned()),
             ..right

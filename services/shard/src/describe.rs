@@ -2,10 +2,10 @@
 
 use asterism_model::stage::StageInfo;
 use asterism_proto::PROTOCOL_VERSION;
-use asterism_proto::shard::v1::{Compute, DescribeResponse, ModelSpec};
-use asterism_tensor::BLOCK_ROWS;
+use asterism_proto::shard::v1::{Compute as WireCompute, DescribeResponse, ModelSpec};
+use asterism_tensor::{BLOCK_ROWS, Compute};
 
-use crate::config::{ComputeType, ShardConfig};
+use crate::config::ShardConfig;
 use crate::sequences::Room;
 
 /// All but who holds it.
@@ -28,9 +28,9 @@ pub fn describe(config: &ShardConfig, info: &StageInfo, logits_slots: usize) -> 
             rope_base_length: narrow(spec.rope.base_length),
         }),
         checkpoint_id: info.checkpoint_id.clone(),
-        compute: match config.compute {
-            ComputeType::F32 => Compute::F32,
-            ComputeType::Bf16 => Compute::Bf16,
+        compute: match info.compute {
+            Compute::F32 => WireCompute::F32,
+            Compute::Bf16 => WireCompute::Bf16,
         }
         .into(),
         path: info.path.clone(),

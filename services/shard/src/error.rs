@@ -56,6 +56,9 @@ pub enum ShardError {
     /// The server failed.
     #[error("the server failed: {0}")]
     Serve(#[from] tonic::transport::Error),
+    /// The device has failed while it was at work; nothing but a new process brings it back.
+    #[error("the device has failed: {0}")]
+    DeviceFailed(TensorError),
     /// The thread that owns the device has ended without being told to.
     #[error("the device thread has died")]
     DeviceThread,

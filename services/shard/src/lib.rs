@@ -13,6 +13,7 @@ mod error;
 mod evidence;
 mod fence;
 mod load;
+mod open;
 mod plan;
 mod report;
 mod run;
@@ -22,6 +23,8 @@ mod setting;
 mod start;
 mod step;
 
-pub use self::config::{ComputeType, LayerRange, ShardConfig};
+pub use self::config::{ComputeType, DeviceName, LayerRange, ShardConfig, Weights};
 pub use self::error::ShardError;
+pub use self::load::StartTimes;
+pub use self::open::{DeviceOptions, OpenedWeights};
 pub use self::start::{RunningShard, Shard, run};

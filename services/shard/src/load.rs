@@ -1,18 +1,19 @@
 //! From a configuration to a stage on a device.
 
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use asterism_model::split::{self, Sizing};
-use asterism_model::stage::StageOptions;
-use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage};
-use asterism_tensor::{CpuOptions, Device, Dtype};
+use asterism_model::stage::{LoadTimes, StageOptions};
+use asterism_model::{DecoderSpec, ModelError, Stage};
+use asterism_tensor::Dtype;
 
 use crate::config::ShardConfig;
 use crate::edges::Edges;
 use crate::error::ShardError;
 use crate::evidence::LogitsRows;
+use crate::open::DeviceOptions;
 
 /// Steps in which progress is logged.
 const LOGGED_STEPS: u64 = 10;
@@ -28,6 +29,26 @@ pub struct Loaded {
     pub logits: Option<LogitsRows>,
     /// Raw rows that it keeps.
     pub logits_slots: usize,
+    /// Where the time went.
+    pub times: StartTimes,
+}
+
+/// Where the time of a shard's start went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartTimes {
+    /// The model's files were opened.
+    pub open: Duration,
+    /// The device was opened and its kernels compiled, or found in the cache.
+    pub device: Duration,
+    /// The stage was loaded.
+    pub stage: LoadTimes,
+}
+
+impl StartTimes {
+    /// All parts by name, in order.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        [("open", self.open), ("device", self.device)].into_iter().chain(self.stage.parts())
+    }
 }
 
 /// How far loading is: parts of a thousand.
@@ -62,29 +83,36 @@ impl Progress {
 /// The checkpoint is not usable, or does not fit.
 pub fn load(config: &ShardConfig, progress: &Progress) -> Result<Loaded, ShardError> {
     let failed = |source: ModelError| ShardError::Load { model: config.model.display().to_string(), source };
-    let checkpoint = Checkpoint::open(&config.model).map_err(failed)?;
-    let spec = checkpoint.config().and_then(|config| DecoderSpec::from_config(&config)).map_err(failed)?;
+    let mut times = StartTimes::default();
+    let began = Instant::now();
+    let weights = config.weights.open(&config.model).map_err(failed)?;
+    let spec =
+        weights.source().config().and_then(|config| DecoderSpec::from_config(&config)).map_err(failed)?;
+    times.open = began.elapsed();
     let sizing = config.sizing(Dtype::Bf16, spec.max_positions);
     let layers = layers(config, &spec, &sizing)?;
-    let threads = config.threads.or_else(|| std::thread::available_parallelism().ok());
-    let device = Device::cpu(CpuOptions::new(threads.unwrap_or(NonZeroUsize::MIN)))?;
+    let began = Instant::now();
+    let options = DeviceOptions { threads: config.threads, deterministic: config.deterministic };
+    let device = config.device.open(options)?;
+    times.device = began.elapsed();
     let options = StageOptions {
         layers,
-        compute: config.compute.into(),
+        compute: sizing.compute,
         memory: config.memory.map(|memory| memory.0),
         max_rows: sizing.max_rows,
         evidence_rows: sizing.evidence_rows,
         logits_slots: sizing.logits_slots,
         max_context: sizing.max_context,
     };
-    let stage =
-        Stage::load(device, &checkpoint, options, &|done, all| progress.tell(done, all)).map_err(failed)?;
+    let tell = |done, all| progress.tell(done, all);
+    let stage = Stage::load(device, weights.source(), options, &tell).map_err(failed)?;
+    times.stage = stage.info().times;
     let logits = match stage.info().is_last() {
         true => Some(LogitsRows::new(stage.device(), spec.vocab, sizing.logits_slots)?),
         false => None,
     };
     let edges = Edges::new(&stage, config.steps_in_flight())?;
-    Ok(Loaded { stage, edges, logits, logits_slots: sizing.logits_slots })
+    Ok(Loaded { stage, edges, logits, logits_slots: sizing.logits_slots, times })
 }
 
 /// The layers that the configuration names, or an even share of them.

@@ -1,7 +1,7 @@
 //! The life of a shard: listen, load, serve, leave.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use asterism_process::health::Health;
 use asterism_process::listen;
 use asterism_proto::shard::v1::shard_server::{SERVICE_NAME, ShardServer};
 use asterism_proto::{DESCRIPTORS, Failure, Reason};
+use asterism_tensor::TensorError;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -20,7 +21,7 @@ use crate::config::ShardConfig;
 use crate::describe;
 use crate::device::{Command, DeviceThread};
 use crate::error::ShardError;
-use crate::load::{self, Loaded, Progress};
+use crate::load::{self, Loaded, Progress, StartTimes};
 use crate::report::Heart;
 use crate::service::{Ready, ShardService};
 use crate::step::Machine;
@@ -41,6 +42,7 @@ pub struct Shard;
 pub struct RunningShard {
     /// Where it listens.
     pub address: SocketAddr,
+    times: StartTimes,
     life: JoinHandle<Result<(), ShardError>>,
     _kill: DropGuard,
 }
@@ -90,24 +92,30 @@ impl Shard {
         let guard = stop.clone().drop_guard();
 
         warn_who_may(address);
-        let gone = CancellationToken::new();
+        let gone = Gone::default();
         let loading = spawn_device(config.clone(), Arc::clone(&progress), Arc::clone(&heart), gone.clone())
             .map_err(io("the device thread"))?;
         let ready = tokio::select! {
             () = shutdown.cancelled() => return Err(ShardError::Stopped),
             loaded = loading => loaded.map_err(|_| ShardError::DeviceThread)??,
         };
+        let (ready, times) = ready;
         service.loaded(ready);
         health.ready().await;
         tracing::info!(%address, stage = config.stage, stages = config.stages, "ready");
 
         let life = Life { service, health, server, gone, stop: guard };
         let life = tokio::spawn(life.live(shutdown, kill.clone()));
-        Ok(RunningShard { address, life, _kill: kill.drop_guard() })
+        Ok(RunningShard { address, times, life, _kill: kill.drop_guard() })
     }
 }
 
 impl RunningShard {
+    /// Where the time of its start went.
+    pub fn times(&self) -> StartTimes {
+        self.times
+    }
+
     /// Returns once the shard has ended.
     ///
     /// # Errors
@@ -129,20 +137,36 @@ fn warn_who_may(address: SocketAddr) {
     }
 }
 
+/// That the device thread has ended, and why if it says so.
+#[derive(Clone, Debug, Default)]
+struct Gone {
+    told: CancellationToken,
+    why: Arc<Mutex<Option<TensorError>>>,
+}
+
+impl Gone {
+    /// Returns once the thread has ended.
+    async fn ended(&self) -> ShardError {
+        self.told.cancelled().await;
+        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).take();
+        why.map_or(ShardError::DeviceThread, ShardError::DeviceFailed)
+    }
+}
+
 /// Starts the thread that loads the stage and then owns its device.
 fn spawn_device(
     config: ShardConfig,
     progress: Arc<Progress>,
     heart: Arc<Heart>,
-    gone: CancellationToken,
-) -> std::io::Result<oneshot::Receiver<Result<Ready, ShardError>>> {
+    gone: Gone,
+) -> std::io::Result<oneshot::Receiver<Result<(Ready, StartTimes), ShardError>>> {
     let (told, loaded) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
-    let guard = gone.drop_guard();
+    let guard = gone.told.drop_guard();
     thread::Builder::new().name(format!("stage-{}", config.stage)).spawn(move || {
         // Tells the process when this thread ends, for whatever reason.
         let _gone = guard;
-        let Loaded { stage, edges, logits, logits_slots } = match load::load(&config, &progress) {
+        let Loaded { stage, edges, logits, logits_slots, times } = match load::load(&config, &progress) {
             Ok(loaded) => loaded,
             Err(error) => return drop(told.send(Err(error))),
         };
@@ -157,6 +181,9 @@ fn spawn_device(
             checkpoint = info.checkpoint_id,
             "loaded"
         );
+        for (part, took) in times.parts() {
+            tracing::info!(part, seconds = took.as_secs_f64(), "start");
+        }
         let pool = info.kv_blocks * asterism_tensor::BLOCK_ROWS;
         if pool < info.max_context {
             let longest = info.max_context;
@@ -167,11 +194,11 @@ fn spawn_device(
         let description = describe::describe(&config, info, logits_slots);
         let largest = info.max_rows as u64 * info.row_bytes() as u64;
         let machine = Machine { stage, edges, logits, heart, runtime };
-        if told.send(Ok(Ready { description, largest, commands })).is_ok() {
-            let ended = DeviceThread { machine, room, commands: queue }.run();
-            if let Err(error) = ended {
-                tracing::error!(%error, "the device has failed");
-            }
+        if told.send(Ok((Ready { description, largest, commands }, times))).is_ok()
+            && let Err(error) = (DeviceThread { machine, room, commands: queue }).run()
+        {
+            tracing::error!(%error, "the device has failed");
+            *gone.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     })?;
     Ok(loaded)
@@ -182,7 +209,7 @@ struct Life {
     service: ShardService,
     health: Health,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
-    gone: CancellationToken,
+    gone: Gone,
     stop: DropGuard,
 }
 
@@ -192,7 +219,7 @@ impl Life {
         let ended = tokio::select! {
             () = kill.cancelled() => Ok(()),
             () = drained.cancelled() => Ok(()),
-            () = self.gone.cancelled() => Err(ShardError::DeviceThread),
+            why = self.gone.ended() => Err(why),
             served = &mut self.server => return served.map_err(|_| ShardError::DeviceThread)?.map_err(Into::into),
             () = shutdown.cancelled() => {
                 tracing::info!("draining: no new driver is taken, the present one may finish");

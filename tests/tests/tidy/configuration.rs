@@ -7,7 +7,7 @@ use asterism_shard::ShardConfig;
 use super::source;
 
 /// More than this is a sign that something should be computed instead.
-const MOST_KEYS: usize = 12;
+const MOST_KEYS: usize = 15;
 
 const GATEWAY: [&str; 12] = [
     "listen",
@@ -24,17 +24,20 @@ const GATEWAY: [&str; 12] = [
     "grace",
 ];
 
-const SHARD: [&str; 12] = [
+const SHARD: [&str; 15] = [
     "listen",
     "advertise",
     "model",
+    "weights",
     "pipeline",
     "stage",
     "stages",
     "layers",
+    "device",
     "threads",
     "memory",
     "compute",
+    "deterministic",
     "max_rows",
     "max_context",
 ];

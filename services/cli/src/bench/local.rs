@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use asterism_model::stage::{Batch, Input, Span, StageOptions};
-use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage};
+use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage, WeightSource};
 use asterism_shard::ComputeType;
 use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device, Limits, Row};
 
@@ -43,7 +43,7 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
         logits_slots: 0,
         max_context: PROMPT + ANSWER,
     };
-    let mut stage = Stage::load(device, &checkpoint, options, &|_, _| {})?;
+    let mut stage = Stage::load(device, WeightSource::Checkpoint(&checkpoint), options, &|_, _| {})?;
     let blocks: Vec<u32> = (0..).take((PROMPT + ANSWER).div_ceil(BLOCK_ROWS)).collect();
     let mut run = Run { stage: &mut stage, blocks };
     // Once without a clock: pages are touched, clocks rise.

@@ -42,7 +42,8 @@ struct Measured {
 
 impl Measured {
     async fn start(model: &Path, compute: ComputeType, shards: NonZeroUsize) -> Result<Self, Box<dyn Error>> {
-        let plan = Plan { compute, threads: Some(NonZeroUsize::MIN), ..Plan::new(model, shards) };
+        let threads = Some(NonZeroUsize::MIN);
+        let plan = Plan { compute: Some(compute), threads, ..Plan::new(model, shards) };
         let system = System::start(&plan).await?;
         system.ready().await;
         let channel = channel::endpoint(&system.grpc().to_string(), Traffic::Public)?.connect().await?;

@@ -110,6 +110,15 @@ impl Family {
     }
 }
 
+/// The same config with another number of layers.
+pub fn with_layers(mut config: Value, layers: usize) -> Result<Value, ModelError> {
+    let field = match Family::detect(&config)? {
+        Family::TeleChat52b => telechat52b::LAYERS,
+    };
+    config[field] = layers.into();
+    Ok(config)
+}
+
 impl DecoderSpec {
     /// The spec that `config` describes.
     pub fn from_config(config: &Value) -> Result<Self, ModelError> {
@@ -130,6 +139,22 @@ impl DecoderSpec {
             sources.extend(family.layer(self, layer).into_sources());
         }
         sources
+    }
+}
+
+impl Projection {
+    /// Its input size: the same for all parts.
+    pub fn inputs(&self) -> usize {
+        self.parts.first().map_or(0, |part| self.size(part, self.layout == Layout::OutIn))
+    }
+
+    /// The output columns of one of its parts.
+    pub fn outputs_of(&self, part: &Source) -> usize {
+        self.size(part, self.layout == Layout::InOut)
+    }
+
+    fn size(&self, part: &Source, is_second: bool) -> usize {
+        part.shape.get(usize::from(is_second)).copied().unwrap_or_default()
     }
 }
 

@@ -6,6 +6,9 @@ use super::{Family, Fields, LayerSources, Layout, Projection, Source};
 use crate::ModelError;
 use crate::spec::{Biases, DecoderSpec, Head, Rope};
 
+/// The field of the number of layers.
+pub(super) const LAYERS: &str = "n_layer";
+
 /// The reference's constant; not the config's n_positions.
 const ROPE_BASE_LENGTH: usize = 4096;
 
@@ -41,7 +44,7 @@ pub(super) fn spec(config: &Value) -> Result<DecoderSpec, ModelError> {
     let bias = fields.flag("add_bias_linear", false)?;
     Ok(DecoderSpec {
         family: Family::TeleChat52b,
-        layers: fields.size("n_layer")?,
+        layers: fields.size(LAYERS)?,
         hidden,
         heads,
         kv_heads: heads,

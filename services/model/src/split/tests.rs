@@ -16,6 +16,7 @@ fn telechat_52b() -> DecoderSpec {
 
 fn sizing() -> Sizing {
     Sizing {
+        device: DeviceKind::Cpu,
         compute: Compute::Bf16,
         weights: Dtype::F16,
         max_rows: 512,
@@ -126,4 +127,30 @@ fn where_even_stages_do_not_fit_another_split_may() {
     assert!(memory > need(&ranges[0]));
     let split = split(&spec, &sizing, &[memory; 2]).unwrap();
     assert!(split.stages[1].layers.len() < ranges[1].len());
+}
+
+#[test]
+fn a_card_holds_weights_in_the_compute_type() {
+    let spec = telechat_52b();
+    let on = |device, compute| Sizing { device, compute, ..sizing() };
+    let weights = |sizing: Sizing| sizing.weight_bytes(&spec, &(0..64));
+    let stored = weights(on(DeviceKind::Cpu, Compute::F32));
+    assert_eq!(weights(on(DeviceKind::Cuda, Compute::Bf16)), stored, "f16 and bf16 are as wide");
+    let widened = weights(on(DeviceKind::Cuda, Compute::F32));
+    assert!(widened > 2 * stored - (1 << 30) && widened <= 2 * stored, "{widened}");
+}
+
+#[test]
+fn telechat_52b_on_one_card_of_150_gb() {
+    // What an H200 has free; 24 sequences of 640 tokens fit beside the weights.
+    let memory = crate::stage::default_memory(149_500_000_000, 1);
+    let sizing = Sizing {
+        device: DeviceKind::Cuda,
+        max_rows: 2048,
+        evidence_rows: 128,
+        logits_slots: 256,
+        ..sizing()
+    };
+    let stage = sizing.stage(&telechat_52b(), 0..64, memory).unwrap();
+    assert!(stage.kv_tokens >= 24 * 640, "{}", stage.kv_tokens);
 }

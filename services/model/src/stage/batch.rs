@@ -64,6 +64,11 @@ impl Batch<'_> {
         self.spans.iter().map(|span| span.evidence.len()).sum()
     }
 
+    /// Whether no row is of a prompt.
+    pub(super) fn is_decode(&self) -> bool {
+        self.spans.iter().all(|span| span.prompt_rows() == 0)
+    }
+
     /// Checks everything that comes from outside against what the stage has.
     pub(super) fn check(&self, info: &StageInfo, input: &Input<'_>) -> Result<(), BatchError> {
         let rows = self.rows();
@@ -80,11 +85,18 @@ impl Batch<'_> {
         match input {
             Input::Tokens if info.is_first() => {}
             Input::Hidden(bytes) if !info.is_first() => check_input(bytes.len(), rows * info.row_bytes())?,
-            Input::Staged(staged) if !info.is_first() => check_input(staged.bytes(), rows * info.row_bytes())?,
+            Input::Staged(staged) if !info.is_first() => {
+                check_input(staged.bytes(), rows * info.row_bytes())?
+            }
             _ => return Err(BatchError::InputKind),
         }
         for (index, span) in self.spans.iter().enumerate() {
             span.check(index, info)?;
+        }
+        let blocks = self.spans.iter().map(|span| span.end().div_ceil(BLOCK_ROWS)).sum();
+        let most = info.table_entries();
+        if blocks > most {
+            return Err(BatchError::TooManyBlocks { blocks, most });
         }
         Ok(())
     }
@@ -98,6 +110,11 @@ impl Span<'_> {
     /// One past the position of the last row.
     pub fn end(&self) -> usize {
         self.first_position.saturating_add(self.token_ids.len())
+    }
+
+    /// How many of the rows, from the first on, are of the prompt.
+    pub(super) fn prompt_rows(&self) -> usize {
+        self.prompt_len.saturating_sub(self.first_position).min(self.token_ids.len())
     }
 
     fn check(&self, index: usize, info: &StageInfo) -> Result<(), BatchError> {

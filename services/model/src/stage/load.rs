@@ -1,17 +1,21 @@
-//! From a checkpoint straight into the compute layout.
+//! Weights straight into the device's layout: from a checkpoint, or made up.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
-use asterism_tensor::{Columns, Compute, Device, Dtype, Embedding, Layout, Matrix, MatrixBuilder, Vector};
+use asterism_tensor::{
+    Columns, Compute, Device, Dtype, Embedding, Layout, Matrix, MatrixBuilder, SyntheticColumns,
+    SyntheticMatrix, Vector,
+};
 
 use crate::ModelError;
 use crate::arch::{self, Projection, Source};
 use crate::layer::Layer;
 use crate::manifest::Manifest;
 use crate::spec::DecoderSpec;
-use crate::weights::{Checkpoint, StoredDtype};
+use crate::weights::{Checkpoint, StoredDtype, Synthetic};
 
 /// Hashing threads past a few only wait for the disk.
 const MOST_HASHERS: usize = 8;
@@ -25,27 +29,29 @@ pub(super) struct Weights {
     pub bytes: u64,
 }
 
-/// Loads tensors of one checkpoint onto one device.
+/// Loads a model's tensors onto one device.
 pub(crate) struct Loader<'a> {
     device: &'a Device,
-    checkpoint: &'a Checkpoint,
-    manifest: &'a Manifest,
+    tensors: Tensors<'a>,
     compute: Compute,
     bytes: AtomicU64,
 }
 
+/// Where tensors come from.
+#[derive(Clone, Copy)]
+pub(super) enum Tensors<'a> {
+    /// A checkpoint, whose content is checked.
+    Checkpoint(&'a Checkpoint, &'a Manifest),
+    /// A rule.
+    Synthetic(&'a Synthetic),
+}
+
 impl<'a> Loader<'a> {
-    pub fn new(
-        device: &'a Device,
-        checkpoint: &'a Checkpoint,
-        manifest: &'a Manifest,
-        compute: Compute,
-    ) -> Self {
-        Self { device, checkpoint, manifest, compute, bytes: AtomicU64::new(0) }
+    pub(super) fn new(device: &'a Device, tensors: Tensors<'a>, compute: Compute) -> Self {
+        Self { device, tensors, compute, bytes: AtomicU64::new(0) }
     }
 
-    /// Loads the layers, and the embedding and the head where they belong to them. While this thread packs with the device's
-    /// threads, others check the same tensors against the manifest; both read the same pages.
+    /// Loads the layers, and the embedding and the head where they belong to them.
     pub(super) fn load(
         &self,
         spec: &DecoderSpec,
@@ -53,13 +59,35 @@ impl<'a> Loader<'a> {
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Weights, ModelError> {
         let sources = sources(spec, layers);
-        for source in &sources {
-            source.check(self.checkpoint)?;
+        let total = sources.iter().map(|source| self.stored_bytes(source)).sum();
+        match self.tensors {
+            Tensors::Checkpoint(checkpoint, manifest) => {
+                for source in &sources {
+                    source.check(checkpoint)?;
+                }
+                self.load_checked((spec, layers), &sources, (checkpoint, manifest), &|done| {
+                    progress(done / 2, total);
+                })
+            }
+            Tensors::Synthetic(_) => {
+                let done = AtomicU64::new(0);
+                let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+                self.pack(spec, layers, &AtomicBool::new(false), &advance)
+            }
         }
-        let total: u64 = sources.iter().map(|source| self.stored_bytes(source)).sum();
-        // Each byte counts twice: once packed, once hashed.
+    }
+
+    /// While this thread packs with the device's threads, others check the same tensors against the manifest; both read the
+    /// same pages. `progress` is told bytes, each twice: once packed, once hashed.
+    fn load_checked(
+        &self,
+        (spec, layers): (&DecoderSpec, &Range<usize>),
+        sources: &[Source],
+        (checkpoint, manifest): (&Checkpoint, &Manifest),
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Weights, ModelError> {
         let done = AtomicU64::new(0);
-        let advance = |bytes: u64| progress((done.fetch_add(bytes, Ordering::Relaxed) + bytes) / 2, total);
+        let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes);
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let hash = || {
@@ -67,8 +95,8 @@ impl<'a> Loader<'a> {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
-                let bytes = self.checkpoint.bytes(&source.name).unwrap_or_default();
-                if let Err(error) = self.manifest.verify(&source.name, &bytes) {
+                let bytes = checkpoint.bytes(&source.name).unwrap_or_default();
+                if let Err(error) = manifest.verify(&source.name, &bytes) {
                     stop.store(true, Ordering::Relaxed);
                     return Err(error);
                 }
@@ -131,62 +159,98 @@ impl<'a> Loader<'a> {
 
     /// A norm's weights.
     pub fn vector(&self, source: &Source) -> Result<Vector, ModelError> {
-        let (dtype, bytes) = self.read(source)?;
-        let vector = self.device.vector(dtype, &bytes, self.compute)?;
+        let vector = match self.tensors {
+            Tensors::Checkpoint(checkpoint, _) => {
+                let (dtype, bytes) = read(checkpoint, source)?;
+                self.device.vector(dtype, &bytes, self.compute)?
+            }
+            Tensors::Synthetic(_) => self.device.synthetic_norm(source.shape.iter().product())?,
+        };
         self.count(vector.len() * size_of::<f32>());
         Ok(vector)
     }
 
     /// A projection, its parts' columns side by side.
     pub fn matrix(&self, projection: &Projection) -> Result<Matrix, ModelError> {
-        let (layout, inputs, outputs) = match projection.layout {
-            arch::Layout::InOut => (Layout::InputsFirst, 0, 1),
-            arch::Layout::OutIn => (Layout::OutputsFirst, 1, 0),
+        let matrix = match self.tensors {
+            Tensors::Checkpoint(checkpoint, _) => self.stored_matrix(checkpoint, projection)?,
+            Tensors::Synthetic(synthetic) => self.made_up_matrix(synthetic, projection)?,
         };
-        let size = |source: &Source, axis: usize| source.shape.get(axis).copied().unwrap_or_default();
-        let parts: Vec<_> = projection.parts.iter().map(|part| self.read(part)).collect::<Result<_, _>>()?;
-        let rows = projection.parts.first().map_or(0, |part| size(part, inputs));
-        let mut builder = MatrixBuilder::new(rows, self.compute);
-        for (part, (dtype, bytes)) in projection.parts.iter().zip(&parts) {
-            let (dtype, outputs) = (*dtype, size(part, outputs));
-            builder = builder.columns(Columns { bytes, dtype, layout, outputs, select: None });
-        }
-        if let Some(source) = &projection.bias {
-            let (dtype, bytes) = self.read(source)?;
-            builder = builder.bias(self.device.vector(dtype, &bytes, self.compute)?.values().to_vec());
-            self.count(bytes.len() / dtype.bytes() * size_of::<f32>());
-        }
-        let matrix = self.device.matrix(builder)?;
         self.count(matrix.bytes());
         Ok(matrix)
     }
 
+    fn stored_matrix(&self, checkpoint: &Checkpoint, projection: &Projection) -> Result<Matrix, ModelError> {
+        let layout = match projection.layout {
+            arch::Layout::InOut => Layout::InputsFirst,
+            arch::Layout::OutIn => Layout::OutputsFirst,
+        };
+        let parts: Vec<_> =
+            projection.parts.iter().map(|part| read(checkpoint, part)).collect::<Result<_, _>>()?;
+        let mut builder = MatrixBuilder::new(projection.inputs(), self.compute);
+        for (part, (dtype, bytes)) in projection.parts.iter().zip(&parts) {
+            let (dtype, outputs) = (*dtype, projection.outputs_of(part));
+            builder = builder.columns(Columns { bytes, dtype, layout, outputs, select: None });
+        }
+        if let Some(source) = &projection.bias {
+            let (dtype, bytes) = read(checkpoint, source)?;
+            builder = builder.bias(self.device.vector(dtype, &bytes, self.compute)?.values().to_vec());
+            self.count(bytes.len() / dtype.bytes() * size_of::<f32>());
+        }
+        Ok(self.device.matrix(builder)?)
+    }
+
+    fn made_up_matrix(&self, synthetic: &Synthetic, projection: &Projection) -> Result<Matrix, ModelError> {
+        let columns = |part: &Source| SyntheticColumns {
+            key: synthetic.key(&part.name),
+            outputs: projection.outputs_of(part),
+        };
+        let columns: Vec<_> = projection.parts.iter().map(columns).collect();
+        let bias = projection.bias.as_ref().map(|bias| synthetic.key(&bias.name));
+        let matrix =
+            SyntheticMatrix { inputs: projection.inputs(), compute: self.compute, columns: &columns, bias };
+        self.count(if bias.is_some() { matrix.outputs() * size_of::<f32>() } else { 0 });
+        Ok(self.device.synthetic_matrix(&matrix)?)
+    }
+
     fn embedding(&self, source: &Source) -> Result<Embedding, ModelError> {
-        let (dtype, bytes) = self.read(source)?;
         let shape = [0, 1].map(|axis| source.shape.get(axis).copied().unwrap_or_default());
-        let embedding = self.device.embedding(dtype, shape, &bytes, self.compute)?;
+        let embedding = match self.tensors {
+            Tensors::Checkpoint(checkpoint, _) => {
+                let (dtype, bytes) = read(checkpoint, source)?;
+                self.device.embedding(dtype, shape, &bytes, self.compute)?
+            }
+            Tensors::Synthetic(synthetic) => {
+                self.device.synthetic_embedding(shape, self.compute, synthetic.key(&source.name))?
+            }
+        };
         self.count(embedding.bytes());
         Ok(embedding)
     }
 
-    /// A checked tensor's type and elements.
-    fn read(&self, source: &Source) -> Result<(Dtype, std::borrow::Cow<'a, [u8]>), ModelError> {
-        source.check(self.checkpoint)?;
-        let missing =
-            || ModelError::MissingTensor { name: source.name.clone(), expected: source.shape.clone() };
-        let info = self.checkpoint.tensor(&source.name).ok_or_else(missing)?;
-        let dtype = weight_dtype(info.dtype)
-            .ok_or_else(|| ModelError::WrongDtype { name: source.name.clone(), found: info.dtype.name() })?;
-        Ok((dtype, self.checkpoint.bytes(&source.name).ok_or_else(missing)?))
-    }
-
+    /// Bytes of a tensor where it comes from; a made-up one counts as bf16.
     fn stored_bytes(&self, source: &Source) -> u64 {
-        self.checkpoint.tensor(&source.name).and_then(|info| info.byte_len()).unwrap_or_default() as u64
+        match self.tensors {
+            Tensors::Checkpoint(checkpoint, _) => {
+                checkpoint.tensor(&source.name).and_then(|info| info.byte_len()).unwrap_or_default() as u64
+            }
+            Tensors::Synthetic(_) => source.shape.iter().map(|&size| size as u64).product::<u64>() * 2,
+        }
     }
 
     fn count(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
+}
+
+/// A checked tensor's type and elements.
+fn read<'a>(checkpoint: &'a Checkpoint, source: &Source) -> Result<(Dtype, Cow<'a, [u8]>), ModelError> {
+    source.check(checkpoint)?;
+    let missing = || ModelError::MissingTensor { name: source.name.clone(), expected: source.shape.clone() };
+    let info = checkpoint.tensor(&source.name).ok_or_else(missing)?;
+    let dtype = weight_dtype(info.dtype)
+        .ok_or_else(|| ModelError::WrongDtype { name: source.name.clone(), found: info.dtype.name() })?;
+    Ok((dtype, checkpoint.bytes(&source.name).ok_or_else(missing)?))
 }
 
 /// The tensors of these layers, the embedding and the head where they belong to them.

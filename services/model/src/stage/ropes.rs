@@ -1,8 +1,8 @@
-//! Rope tables, made when a sequence first needs them, and which row uses which.
+//! Rope tables, and which row uses which.
 
 use asterism_tensor::{AttnSpan, BLOCK_ROWS, Device, RopeTable, RopeTables};
 
-use super::{Batch, StageInfo};
+use super::{Batch, Span, StageInfo};
 use crate::ModelError;
 use crate::rope;
 
@@ -38,11 +38,22 @@ impl PlacedSpan<'_> {
             block_tables: &self.block_tables,
         }
     }
+
+    /// Whether a row reads keys that were stored with another table than its own.
+    pub fn crosses_tables(&self) -> bool {
+        let own = self.row_tables.first();
+        self.row_tables.iter().chain(&self.block_tables).any(|table| Some(table) != own)
+    }
 }
 
 impl Ropes {
+    /// The tables that every sequence needs; on a card, whose memory is taken once, all that any may need.
     pub fn new(device: &Device, info: &StageInfo) -> Result<Self, ModelError> {
-        Ok(Self { tables: tables(device, info, 1)?, ids: 1 })
+        let ids = match device {
+            Device::Cpu(_) => 1,
+            Device::Cuda(_) => rope::alpha_id(&info.spec.rope, info.max_context) + 1,
+        };
+        Ok(Self { tables: tables(device, info, ids)?, ids })
     }
 
     pub fn tables(&self) -> &RopeTables {
@@ -60,19 +71,20 @@ impl Ropes {
         let mut ids = self.ids;
         let mut placed = Vec::with_capacity(batch.spans.len());
         for span in batch.spans {
-            let table = |position| {
-                let length = rope::rope_length(position, span.prompt_len);
-                rope::alpha_id(&info.spec.rope, length) as u16
-            };
             let blocks = span.blocks.get(..span.end().div_ceil(BLOCK_ROWS)).unwrap_or_default();
-            let row_tables: Vec<u16> = (span.first_position..span.end()).map(table).collect();
-            // The α changes at multiples of the base length only, so a block's first row tells for all of it.
-            let block_tables = (0..blocks.len()).map(|block| table(block * BLOCK_ROWS)).collect();
+            let (row_tables, block_tables) = tables_of(span, blocks.len(), info);
             ids = ids.max(row_tables.last().map_or(0, |&id| usize::from(id) + 1));
             let rows = row_tables.len();
             let first_position = span.first_position;
-            let prompt_rows = span.prompt_len.saturating_sub(first_position).min(rows);
-            placed.push(PlacedSpan { first_row, first_position, prompt_rows, blocks, row_tables, block_tables });
+            let prompt_rows = span.prompt_rows();
+            placed.push(PlacedSpan {
+                first_row,
+                first_position,
+                prompt_rows,
+                blocks,
+                row_tables,
+                block_tables,
+            });
             first_row += rows;
         }
         if ids > self.ids {
@@ -80,6 +92,18 @@ impl Ropes {
         }
         Ok(placed)
     }
+}
+
+/// The table of each row and of each block of a span.
+fn tables_of(span: &Span<'_>, blocks: usize, info: &StageInfo) -> (Vec<u16>, Vec<u16>) {
+    let rope = &info.spec.rope;
+    if rope::rope_length(span.end() - 1, span.prompt_len) <= rope.base_length {
+        return (vec![0; span.token_ids.len()], vec![0; blocks]);
+    }
+    let table = |position| rope::alpha_id(rope, rope::rope_length(position, span.prompt_len)) as u16;
+    let rows = (span.first_position..span.end()).map(table).collect();
+    // The α changes at multiples of the base length only, so a block's first row tells for all of it.
+    (rows, (0..blocks).map(|block| table(block * BLOCK_ROWS)).collect())
 }
 
 /// The tables of ids 0 … `ids` − 1, each as long as the longest sequence that may use the last.

@@ -9,6 +9,7 @@ mod index;
 mod map;
 mod safetensors;
 mod stored;
+mod synthetic;
 #[cfg(test)]
 mod tests;
 mod torch;
@@ -24,6 +25,7 @@ use serde_json::Value;
 pub(crate) use self::dtype::convert_weights;
 pub use self::dtype::{StoredDtype, TensorInfo};
 use self::stored::Stored;
+pub use self::synthetic::Synthetic;
 use crate::ModelError;
 use crate::spec::DecoderSpec;
 
@@ -52,6 +54,15 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Stored>,
     weight_files: Vec<PathBuf>,
     companions: Vec<(String, Companion)>,
+}
+
+/// Where a model's weights come from.
+#[derive(Clone, Copy, Debug)]
+pub enum WeightSource<'a> {
+    /// A checkpoint's files.
+    Checkpoint(&'a Checkpoint),
+    /// Nowhere: they are made up.
+    Synthetic(&'a Synthetic),
 }
 
 /// A file of a checkpoint besides its weights: text (tokenizers, templates, defaults) that servers and clients need.
@@ -161,6 +172,16 @@ impl Checkpoint {
     /// The folder whose files these are; `None` for a GGUF file.
     pub(crate) fn folder(&self) -> Option<&Path> {
         Some(self.path.as_path()).filter(|path| path.is_dir() && path.join("config.json").is_file())
+    }
+}
+
+impl WeightSource<'_> {
+    /// config.json.
+    pub fn config(&self) -> Result<Value, ModelError> {
+        match self {
+            Self::Checkpoint(checkpoint) => checkpoint.config(),
+            Self::Synthetic(synthetic) => synthetic.config(),
+        }
     }
 }
 

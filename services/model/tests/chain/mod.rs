@@ -1,13 +1,18 @@
 //! Stages chained in this process, as the tests drive them.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::env;
 use std::num::NonZeroUsize;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use asterism_model::stage::{Batch, Beat, Input, Output, Span, StageOptions};
-use asterism_model::{Checkpoint, DecoderSpec, Stage, split};
-use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device};
+use asterism_model::stage::{Batch, Input, Output, Span, StageOptions};
+use asterism_model::{Checkpoint, DecoderSpec, Stage, Synthetic, WeightSource, split};
+use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, CudaOptions, Device, Tensor, TensorError};
+
+/// Memory of a stage on a card: several share it.
+const CARD_MEMORY: u64 = 1 << 30;
 
 /// The folder of golden data: `ASTERISM_GOLDEN`, else `../shared/golden` beside the workspace, else the project's own copy.
 pub fn golden_folder() -> PathBuf {
@@ -27,9 +32,58 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+/// What a chain is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Cpu,
+    Card,
+}
+
+impl On {
+    /// The processor, and the first card if there is one; if there is none, that is said aloud.
+    pub fn all() -> Vec<On> {
+        static CARD: OnceLock<bool> = OnceLock::new();
+        if *CARD.get_or_init(has_card) { vec![On::Cpu, On::Card] } else { vec![On::Cpu] }
+    }
+
+    pub fn device(self, threads: usize) -> Device {
+        match self {
+            On::Cpu => Device::cpu(CpuOptions::new(NonZeroUsize::new(threads).unwrap())).unwrap(),
+            On::Card => card().unwrap(),
+        }
+    }
+}
+
+fn card() -> Result<Device, TensorError> {
+    let cache = Some(env::temp_dir().join("asterism-test-kernels"));
+    Device::cuda(CudaOptions { ordinal: 0, deterministic: true, cache })
+}
+
+/// Whether there is a card; `ASTERISM_TEST_CUDA` set to 0 hides it, set to 1 demands one.
+fn has_card() -> bool {
+    let wish = env::var("ASTERISM_TEST_CUDA").unwrap_or_default();
+    if wish == "0" {
+        return false;
+    }
+    match card() {
+        Ok(_) => true,
+        Err(
+            error @ (TensorError::Library { .. }
+            | TensorError::NoCard { .. }
+            | TensorError::OldCard { .. }
+            | TensorError::Cuda { what: "cuInit", .. }),
+        ) if wish != "1" => {
+            eprintln!("not run on a card: {error}");
+            false
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// How a chain is made.
 #[derive(Clone, Debug)]
 pub struct Setup {
+    pub on: On,
     pub compute: Compute,
     pub stages: usize,
     pub threads: usize,
@@ -39,7 +93,12 @@ pub struct Setup {
 
 impl Setup {
     pub fn new(compute: Compute) -> Self {
-        Self { compute, stages: 1, threads: 1, max_rows: 256, max_context: 512 }
+        Self { on: On::Cpu, compute, stages: 1, threads: 1, max_rows: 256, max_context: 512 }
+    }
+
+    /// The same for every device there is.
+    pub fn everywhere(compute: Compute) -> impl Iterator<Item = Self> {
+        On::all().into_iter().map(move |on| Self { on, ..Self::new(compute) })
     }
 }
 
@@ -84,8 +143,17 @@ impl Sequence {
 
 impl Chain {
     pub fn load(checkpoint: &Checkpoint, setup: &Setup) -> Self {
-        let spec = DecoderSpec::from_config(&checkpoint.config().unwrap()).unwrap();
+        Self::of(WeightSource::Checkpoint(checkpoint), setup)
+    }
+
+    pub fn made_up(synthetic: &Synthetic, setup: &Setup) -> Self {
+        Self::of(WeightSource::Synthetic(synthetic), setup)
+    }
+
+    fn of(source: WeightSource<'_>, setup: &Setup) -> Self {
+        let spec = DecoderSpec::from_config(&source.config().unwrap()).unwrap();
         let sizing = split::Sizing {
+            device: split::DeviceKind::Cpu,
             compute: setup.compute,
             weights: asterism_tensor::Dtype::Bf16,
             max_rows: setup.max_rows,
@@ -98,14 +166,13 @@ impl Chain {
             let options = StageOptions {
                 layers,
                 compute: setup.compute,
-                memory: None,
+                memory: (setup.on == On::Card).then_some(CARD_MEMORY),
                 max_rows: setup.max_rows,
                 evidence_rows: 64,
                 logits_slots: 0,
                 max_context: setup.max_context,
             };
-            let device = Device::cpu(CpuOptions::new(NonZeroUsize::new(setup.threads).unwrap())).unwrap();
-            Stage::load(device, checkpoint, options, &|_, _| {}).unwrap()
+            Stage::load(setup.on.device(setup.threads), source, options, &|_, _| {}).unwrap()
         });
         Self { stages: stages.collect() }
     }
@@ -126,20 +193,24 @@ impl Chain {
         let mut hidden = Vec::new();
         let mut logits = Vec::new();
         for (index, stage) in self.stages.iter_mut().enumerate() {
-            let mut on_beat = |beat: Beat<'_>| {
-                // What enters a later stage has been seen already.
-                if watch && (index == 0 || beat.layers_done > 0) {
-                    let rows = 0..beat.residual.rows();
-                    residuals.push(rows.map(|row| beat.residual.read_row(row).unwrap()).collect());
-                }
-                ControlFlow::Continue(())
-            };
             let input = if index == 0 { Input::Tokens } else { Input::Hidden(&hidden) };
-            let output = stage.forward(&batch, input, &mut on_beat).unwrap();
+            let output = if watch {
+                let mut seen = |layers_done, residual: &Tensor| {
+                    // What enters a later stage has been seen already.
+                    if index == 0 || layers_done > 0 {
+                        let rows = 0..residual.rows();
+                        residuals.push(rows.map(|row| residual.read_row(row).unwrap()).collect());
+                    }
+                };
+                stage.observe(&batch, input, &mut seen)
+            } else {
+                stage.forward(&batch, input, &mut |_| ControlFlow::Continue(()))
+            };
+            let output = output.unwrap();
             match output {
                 Output::Hidden { rows } => {
                     hidden.clear();
-                    stage.read_hidden(&mut hidden);
+                    stage.read_hidden(&mut hidden).unwrap();
                     assert_eq!(hidden.len(), rows * stage.info().row_bytes());
                 }
                 Output::Logits { rows } => {

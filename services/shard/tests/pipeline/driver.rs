@@ -33,7 +33,7 @@ pub fn tiny() -> PathBuf {
 /// A shard of the tiny model, on one thread.
 pub fn config() -> ShardConfig {
     let threads = Some(std::num::NonZeroUsize::MIN);
-    ShardConfig { max_rows: 32, max_context: Some(256), threads, ..ShardConfig::new(tiny()) }
+    ShardConfig { max_rows: Some(32), max_context: Some(256), threads, ..ShardConfig::new(tiny()) }
 }
 
 /// Starts a shard on a free port.
@@ -69,7 +69,7 @@ impl Pipeline {
 
     pub async fn computing(stages: u32, compute: ComputeType, threads: usize) -> Self {
         let threads = std::num::NonZeroUsize::new(threads);
-        Self::start(stages, |config| ShardConfig { compute, threads, ..config }).await
+        Self::start(stages, |config| ShardConfig { compute: Some(compute), threads, ..config }).await
     }
 }
 
@@ -216,9 +216,19 @@ impl Driver {
 
     /// Sends a plan to every stage, and waits for every stage's report: the last one's evidence.
     pub async fn run(&mut self, plan: StepPlan) -> Result<Vec<Evidence>, Status> {
+        self.send(plan.clone()).await;
+        self.reported(&plan).await
+    }
+
+    /// Sends a plan to every stage.
+    pub async fn send(&self, plan: StepPlan) {
         for run in &self.runs {
             run.plan(plan.clone()).await;
         }
+    }
+
+    /// Waits for every stage's next report, which is on this plan: the last one's evidence.
+    pub async fn reported(&mut self, plan: &StepPlan) -> Result<Vec<Evidence>, Status> {
         let last = self.runs.len() - 1;
         let mut evidence = Vec::new();
         for (stage, run) in self.runs.iter_mut().enumerate() {

@@ -1,0 +1,183 @@
+//! Answers at once through the whole gateway.
+
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use asterism_model::DecoderSpec;
+use asterism_process::channel::{self, Traffic};
+use asterism_process::config::Bytes;
+use asterism_proto::v1::generate_request::Prompt;
+use asterism_proto::v1::generate_response::Event;
+use asterism_proto::v1::inference_client::InferenceClient;
+use asterism_proto::v1::{GenerateRequest, Sampling, Stopping, TokenIds};
+use asterism_shard::{ComputeType, DeviceName, Weights};
+use futures::future::try_join_all;
+use tonic::transport::Channel;
+
+use super::card::{Figures, roofline};
+use super::{median, ms};
+use crate::system::{Plan, System};
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct StreamPlan {
+    /// The model's folder.
+    pub model: PathBuf,
+    /// Where its weights come from.
+    pub weights: Weights,
+    /// What computes.
+    pub device: DeviceName,
+    /// The type of activations and KV.
+    pub compute: Option<ComputeType>,
+    /// Refuse what could make a row's numbers depend on other rows.
+    pub deterministic: bool,
+    /// Memory of each shard.
+    pub memory: Option<Bytes>,
+    /// The most rows of a step.
+    pub max_rows: usize,
+    /// Shards of the pipeline.
+    pub shards: NonZeroUsize,
+    /// How many answers at once, one measurement each.
+    pub streams: Vec<usize>,
+    /// Tokens of each prompt.
+    pub prompt: usize,
+    /// Tokens of each answer.
+    pub new: usize,
+}
+
+/// One answer as its reader saw it.
+struct Answer {
+    /// From the request to the first token.
+    first: Duration,
+    /// From token to token.
+    between: Vec<Duration>,
+}
+
+/// Starts a system, measures and prints; beside `figures` of the same steps without a gateway.
+pub async fn measure(plan: &StreamPlan, figures: Option<&Figures>) -> Result<(), Box<dyn Error>> {
+    let vocab = DecoderSpec::read(&plan.model)?.vocab;
+    let began = Instant::now();
+    let system = System::start(&plan.system()).await?;
+    if !system.ready().await {
+        return Ok(system.until(std::future::ready(())).await?);
+    }
+    let ready = began.elapsed();
+    let channel = channel::endpoint(&system.grpc().to_string(), Traffic::Public)?.connect().await?;
+    let client = InferenceClient::new(channel);
+    let first = answer(client.clone(), plan.request(vocab, 0)).await?.first;
+    println!("\nstart-up through the gateway: ready after {:.2} s", ready.as_secs_f64());
+    for (stage, times) in system.times().iter().enumerate() {
+        let parts: Vec<String> =
+            times.parts().map(|(part, took)| format!("{part} {:.2} s", took.as_secs_f64())).collect();
+        println!("  shard {stage}: {}", parts.join(", "));
+    }
+    let weights = system.times().iter().map(|times| times.stage.weights).max().unwrap_or_default();
+    let rest = (ready + first).saturating_sub(weights);
+    println!(
+        "  first token {:.0} ms after its request; start to first token less the weights' time {:.2} s\n",
+        ms(first),
+        rest.as_secs_f64(),
+    );
+    println!(
+        "{} shard{}, prompts of {} tokens, {} new tokens each, sampling as the model's generation_config has it",
+        plan.shards,
+        if plan.shards.get() == 1 { "" } else { "s" },
+        plan.prompt,
+        plan.new,
+    );
+    println!("streams    ms/token   tokens/s   first token  step in this process, of the roofline");
+    for (round, &streams) in plan.streams.iter().enumerate() {
+        let began = Instant::now();
+        let requests = (0..streams).map(|stream| plan.request(vocab, 1 + round * 1000 + stream));
+        let answers = try_join_all(requests.map(|request| answer(client.clone(), request))).await?;
+        let wall = began.elapsed();
+        let first = median(answers.iter().map(|answer| answer.first).collect());
+        let between = median(answers.into_iter().flat_map(|answer| answer.between).collect());
+        print!(
+            "{streams:<9}  {:<9.3}  {:<9.1}  {:<11}  ",
+            ms(between),
+            (streams * plan.new) as f64 / wall.as_secs_f64(),
+            format!("{:.0} ms", ms(first)),
+        );
+        println!("{}", plan.beside(figures, streams, between));
+    }
+    drop(client);
+    Ok(system.until(std::future::ready(())).await?)
+}
+
+impl StreamPlan {
+    fn system(&self) -> Plan {
+        Plan {
+            weights: self.weights,
+            devices: vec![self.device],
+            memory: self.memory,
+            compute: self.compute,
+            deterministic: self.deterministic,
+            max_rows: Some(self.max_rows),
+            ..Plan::new(&self.model, self.shards)
+        }
+    }
+
+    /// A prompt of tokens that no other request has, to be answered in full.
+    fn request(&self, vocab: usize, index: usize) -> GenerateRequest {
+        let mut state = index as u64 + 1;
+        let mut id = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % vocab as u64) as u32
+        };
+        let ids = (0..self.prompt).map(|_| id()).collect();
+        let max_tokens = u32::try_from(self.new).ok();
+        GenerateRequest {
+            prompt: Some(Prompt::TokenIds(TokenIds { ids })),
+            sampling: Some(Sampling {
+                do_sample: Some(true),
+                seed: Some(index as u64),
+                ..Sampling::default()
+            }),
+            stopping: Some(Stopping { max_tokens, ignore_eos: true, ..Stopping::default() }),
+            ..GenerateRequest::default()
+        }
+    }
+
+    /// The same step in this process, and how far the whole is from the roofline.
+    fn beside(&self, figures: Option<&Figures>, streams: usize, between: Duration) -> String {
+        let Some(Figures { steps, limits, info }) = figures else { return String::new() };
+        let roofline = roofline(info, limits, streams, self.prompt + self.new / 2);
+        let share = 100.0 * roofline.as_secs_f64() / between.as_secs_f64();
+        let step = steps.iter().find(|(rows, _)| *rows == streams);
+        let step = step.map_or("not measured".to_owned(), |(_, step)| {
+            format!("{:.3} ms ({:+.3} ms)", ms(*step), ms(between) - ms(*step))
+        });
+        format!("{step}, {share:.1} % of {:.3} ms", ms(roofline))
+    }
+}
+
+/// Asks and listens to the end.
+async fn answer(
+    mut client: InferenceClient<Channel>,
+    request: GenerateRequest,
+) -> Result<Answer, Box<dyn Error>> {
+    let began = Instant::now();
+    let mut stream = client.generate(request).await?.into_inner();
+    let mut answer: Option<Answer> = None;
+    let mut last = began;
+    while let Some(message) = stream.message().await? {
+        let Some(Event::Delta(delta)) = message.event else { continue };
+        let tokens = u32::try_from(delta.token_ids.len()).unwrap_or(u32::MAX);
+        if tokens == 0 {
+            continue;
+        }
+        let now = Instant::now();
+        match &mut answer {
+            None => answer = Some(Answer { first: now - began, between: Vec::new() }),
+            // Tokens that came together took their time together.
+            Some(answer) => {
+                answer.between.extend((0..tokens).map(|_| (now - last) / tokens));
+            }
+        }
+        last = now;
+    }
+    answer.ok_or_else(|| "the answer is empty".into())
+}
