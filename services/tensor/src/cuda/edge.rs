@@ -144,10 +144,11 @@ impl CardEdge {
                 unsafe { copies.upload(address, area)? };
                 address += piece.len() as u64;
             }
-            uploaded.record(copies)?;
+            // Before the event that others wait for, so that it is done when they are.
             if let Some(upload) = &upload {
                 upload.end(copies)?;
             }
+            uploaded.record(copies)?;
             buffer.bytes = bytes.len();
             Ok(())
         })?;
