@@ -19,8 +19,8 @@ use half::bf16;
 use crate::cpu::kv;
 use crate::cuda;
 use crate::cuda::attention::TiledPool;
-use crate::storage::Storage;
 use crate::error::{TensorError, check_below};
+use crate::storage::Storage;
 use crate::{Compute, Dtype};
 
 /// Positions in a block.

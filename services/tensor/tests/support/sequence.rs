@@ -101,22 +101,21 @@ pub fn place(device: &Device, spans: &[AttnSpan<'_>], kv: &KvPool, tables: &Rope
 pub fn poisoned_pool(device: &Device, shape: &Shape, blocks: usize, tables: &RopeTables) -> KvPool {
     let mut kv = device.kv_pool(shape.spec(), blocks).unwrap();
     let all: Vec<u32> = (0..blocks as u32).collect();
+    let span = |(index, block)| AttnSpan {
+        first_row: index * BLOCK_ROWS,
+        rows: BLOCK_ROWS,
+        first_position: 0,
+        prompt_rows: BLOCK_ROWS,
+        blocks: std::slice::from_ref(block),
+        row_tables: &[0; BLOCK_ROWS],
+        block_tables: &[0],
+    };
+    let spans: Vec<_> = all.iter().enumerate().map(span).collect();
+    let rows = place(device, &spans, &kv, tables);
+    let nan = vec![vec![f32::NAN; shape.cols()]; blocks * BLOCK_ROWS];
+    let mut qkv = tensor(device, shape.compute.dtype(), &nan);
     for layer in 0..2 {
-        let nan = vec![vec![f32::NAN; shape.cols()]; BLOCK_ROWS];
-        let mut qkv = tensor(device, shape.compute.dtype(), &nan);
-        for block in &all {
-            let span = AttnSpan {
-                first_row: 0,
-                rows: BLOCK_ROWS,
-                first_position: 0,
-                prompt_rows: BLOCK_ROWS,
-                blocks: &[*block],
-                row_tables: &[0; BLOCK_ROWS],
-                block_tables: &[0],
-            };
-            let rows = place(device, &[span], &kv, tables);
-            device.rope_kv_write(&mut qkv, &rows, tables, &mut kv, layer).unwrap();
-        }
+        device.rope_kv_write(&mut qkv, &rows, tables, &mut kv, layer).unwrap();
     }
     kv
 }
