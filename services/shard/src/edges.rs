@@ -17,6 +17,8 @@ use crate::step::StepError;
 
 /// Steps that the device may have been given and that are not reported.
 pub const MOST_UNDER_WAY: usize = 2;
+/// Under this name a card's times of every step are logged, at debug. They are kept only if that is logged at the start.
+pub const TIMELINE: &str = "asterism_shard::timeline";
 /// The step's at work, and the next one's.
 const INPUTS: usize = 2;
 
@@ -66,7 +68,7 @@ impl Edges {
             dtype: info.compute.dtype(),
             outgoing,
             incoming: if info.is_first() { 0 } else { INPUTS },
-            timed: tracing::enabled!(target: "asterism_shard::timeline", tracing::Level::DEBUG),
+            timed: tracing::enabled!(target: TIMELINE, tracing::Level::DEBUG),
         };
         let edge = stage.device().edge(room)?;
         let places = (outgoing > 0).then(|| Arc::new(Semaphore::new(outgoing)));

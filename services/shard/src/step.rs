@@ -6,7 +6,7 @@
 //! are finished in their order all the same.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use asterism_link::{Receiver, Sender, StepBytes};
@@ -18,7 +18,7 @@ use asterism_tensor::{Device, EdgeBuffer, Row, StepTimes, TensorError};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::edges::{Edges, MOST_UNDER_WAY, Place, StagedStep};
+use crate::edges::{Edges, MOST_UNDER_WAY, Place, StagedStep, TIMELINE};
 use crate::epoch::Epoch;
 use crate::evidence::{Context, LogitsRows, Wanted};
 use crate::plan::{PlanRefusal, Step, StepSpan};
@@ -167,7 +167,7 @@ impl Reign {
             // Whoever waits for the next stage is not at work.
             drop(alive);
             if let Some(times) = bytes.times()? {
-                tell(step, &times);
+                tell(&machine.stage, step, &times);
             }
             if let Some(place) = place {
                 self.send(machine, StepBytes { step, bytes: place.hold(bytes) })?;
@@ -276,10 +276,13 @@ fn is_ahead(stage: &Stage) -> bool {
     matches!(stage.device(), Device::Cuda(_))
 }
 
-/// Logs when the card did the parts of a step, in milliseconds by its own clock.
-fn tell(step: u64, times: &StepTimes) {
+/// Logs when the card did the parts of a step, in milliseconds by its own clock since the stage was loaded.
+fn tell(stage: &Stage, step: u64, times: &StepTimes) {
+    let shown = |part: &Range<f64>| format!("{:.3}..{:.3}", part.start, part.end);
     let StepTimes { upload, compute, download } = times;
-    tracing::debug!(target: "asterism_shard::timeline", step, ?upload, ?compute, ?download);
+    let [upload, download] = [upload, download].map(|part| part.as_ref().map(shown).unwrap_or_default());
+    let (layers, compute) = (&stage.info().layers, shown(compute));
+    tracing::debug!(target: TIMELINE, ?layers, step, upload, compute, download, "timeline");
 }
 
 /// Runs the layers; stops between two of them if the epoch ends.

@@ -4,6 +4,7 @@
 
 mod driver;
 mod fencing;
+mod flight;
 mod life;
 mod numbers;
 mod plans;
