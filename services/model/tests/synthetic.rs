@@ -150,4 +150,7 @@ fn a_card_records_its_steps_once() {
     let after = chain.stages[0].device().counters().unwrap();
     assert_eq!(after.graph_launches - before.graph_launches, 10);
     assert_eq!(after.allocations, before.allocations, "all memory was taken while loading");
+    let plans = chain.stages[0].device().matmul_plans().unwrap();
+    assert_eq!(plans.unprepared, 0, "every multiplication was planned");
+    assert!(plans.are_deterministic(), "{plans:?}");
 }

@@ -184,6 +184,10 @@ fn spawn_device(
         for (part, took) in times.parts() {
             tracing::info!(part, seconds = took.as_secs_f64(), "start");
         }
+        if let Some(plans) = stage.device().matmul_plans().filter(|plans| !plans.are_deterministic()) {
+            let (unequal, verified) = (plans.unequal, plans.verified);
+            tracing::warn!(unequal, verified, "some multiplications depend on how many rows they have");
+        }
         let pool = info.kv_blocks * asterism_tensor::BLOCK_ROWS;
         if pool < info.max_context {
             let longest = info.max_context;

@@ -43,11 +43,6 @@ impl Head {
         })
     }
 
-    /// Its matrix.
-    pub fn matrix(&self) -> &Matrix {
-        &self.matrix
-    }
-
     /// Logits of the batch's evidence rows; how many those are.
     pub fn some(
         &mut self,

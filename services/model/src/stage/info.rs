@@ -39,7 +39,7 @@ pub struct StageInfo {
     pub compute: Compute,
     /// SHA-256 over config.json and the manifest, or over config.json and the seed, in hexadecimal.
     pub checkpoint_id: String,
-    /// The device in words.
+    /// The device in words; of a card also whether a row's numbers depend on that row alone.
     pub device: String,
     /// The instruction path, where several give different bits.
     pub path: String,
@@ -70,10 +70,10 @@ pub struct LoadTimes {
     pub manifest: Duration,
     /// The weights, read, checked and packed; or made up.
     pub weights: Duration,
-    /// Memory for KV and activations.
-    pub memory: Duration,
     /// The ways to multiply: found and checked, or read from the cache.
     pub plans: Duration,
+    /// Memory for KV and activations.
+    pub memory: Duration,
     /// Recorded steps.
     pub graphs: Duration,
 }
@@ -84,8 +84,8 @@ impl LoadTimes {
         [
             ("manifest", self.manifest),
             ("weights", self.weights),
-            ("memory", self.memory),
             ("plans", self.plans),
+            ("memory", self.memory),
             ("graphs", self.graphs),
         ]
     }

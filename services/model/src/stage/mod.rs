@@ -87,6 +87,8 @@ impl Stage {
         };
         device.synchronize()?;
         times.weights = took();
+        warm::plan(&device, &weights, &options)?;
+        times.plans = took();
 
         let kv_blocks = size::kv_blocks(&spec, &sizing, &options, (memory, weights.bytes))?;
         let kv = device.kv_pool(sizing.kv_spec(&spec, options.layers.len()), kv_blocks)?;
@@ -96,7 +98,7 @@ impl Stage {
             layers: options.layers.clone(),
             compute: options.compute,
             checkpoint_id,
-            device: device.describe(),
+            device: described(&device),
             path: device.path(options.compute),
             kv_blocks,
             max_rows: options.max_rows,
@@ -124,7 +126,6 @@ impl Stage {
         };
         info.times.memory = took();
         let mut stage = Self { info, device, body, graphs: Graphs::default() };
-        stage.info.times.plans = stage.plan()?;
         stage.info.times.graphs = stage.record()?;
         Ok(stage)
     }
@@ -157,6 +158,15 @@ impl Stage {
     /// The keys and values, keys rotated with the table of their block.
     pub fn kv(&self) -> &KvPool {
         &self.body.kv
+    }
+}
+
+/// The device in words, and what its multiplications promise.
+fn described(device: &Device) -> String {
+    match device.matmul_plans() {
+        None => device.describe(),
+        Some(plans) if plans.are_deterministic() => format!("{}, deterministic", device.describe()),
+        Some(_) => format!("{}, not deterministic", device.describe()),
     }
 }
 

@@ -6,23 +6,22 @@ use std::time::{Duration, Instant};
 use asterism_tensor::{BLOCK_ROWS, Device, Dtype, Matrix};
 
 use super::forward::buckets;
-use super::{Batch, Input, Span, Stage};
+use super::load::Weights;
+use super::{Batch, Input, Span, Stage, StageOptions};
 use crate::ModelError;
 use crate::layer::Layer;
 
-impl Stage {
-    /// Plans all multiplications.
-    pub(super) fn plan(&self) -> Result<Duration, ModelError> {
-        let began = Instant::now();
-        let Self { info, device, body, .. } = self;
-        let layers: Vec<&Matrix> = body.layers.iter().flat_map(Layer::matrices).collect();
-        device.prepare_matmul(&layers, info.max_rows, info.compute.dtype())?;
-        if let Some(head) = &body.head {
-            device.prepare_matmul(&[head.matrix()], info.evidence_rows, Dtype::F32)?;
-        }
-        Ok(began.elapsed())
+/// Plans all multiplications by these weights. That needs memory for a while, so it comes before the rest is taken.
+pub(super) fn plan(device: &Device, weights: &Weights, options: &StageOptions) -> Result<(), ModelError> {
+    let layers: Vec<&Matrix> = weights.layers.iter().flat_map(Layer::matrices).collect();
+    device.prepare_matmul(&layers, options.max_rows, options.compute.dtype())?;
+    if let Some((_, head)) = &weights.head {
+        device.prepare_matmul(&[head], options.evidence_rows, Dtype::F32)?;
     }
+    Ok(())
+}
 
+impl Stage {
     /// On a card: runs a short prompt, then records a step for each bucket. What they leave in the first KV block does not
     /// matter, since no sequence has begun.
     pub(super) fn record(&mut self) -> Result<Duration, ModelError> {
