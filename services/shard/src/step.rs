@@ -347,3 +347,6 @@ fn evidence(
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests;
