@@ -1,7 +1,10 @@
 //! What the last stage reports of a row, and the raw rows that it keeps.
 
 use asterism_proto::shard::v1::Evidence;
-use asterism_tensor::{Candidate, Device, Dtype, Row, Tensor, TensorError};
+use asterism_tensor::{
+    Device, Dtype, EvidenceMemory, EvidenceRequest, EvidenceRoom, Processors, RowEvidence, Tensor,
+    TensorError,
+};
 use bytes::Bytes;
 
 use crate::setting::Setting;
@@ -11,10 +14,7 @@ use crate::setting::Setting;
 pub struct LogitsRows {
     /// `[slots, vocab]`: raw rows that are kept.
     slots: Tensor,
-    /// `[1, vocab]`: the row at work, processed.
-    processed: Tensor,
-    best: Vec<Candidate>,
-    logits: Vec<f32>,
+    memory: EvidenceMemory,
 }
 
 /// A row whose evidence is wanted.
@@ -24,6 +24,10 @@ pub struct Wanted<'a> {
     pub sequence: u64,
     /// Its position.
     pub position: usize,
+    /// Its row of the logits.
+    pub row: usize,
+    /// The slot that keeps it.
+    pub slot: usize,
     /// How many best ids to report.
     pub top_k: usize,
     /// How it is processed.
@@ -51,108 +55,100 @@ pub struct WholeRow {
 }
 
 impl LogitsRows {
-    /// Memory for `slots` kept rows.
+    /// Memory for `slots` kept rows, and for the evidence of a step.
     ///
     /// # Errors
     /// There is not enough memory.
-    pub fn new(device: &Device, vocab: usize, slots: usize) -> Result<Self, TensorError> {
-        let rows = |count| -> Result<Tensor, TensorError> {
-            let mut tensor = device.tensor(Dtype::F32, count, vocab)?;
-            tensor.set_rows(count)?;
-            Ok(tensor)
-        };
-        Ok(Self { slots: rows(slots)?, processed: rows(1)?, best: Vec::new(), logits: Vec::new() })
+    pub fn new(device: &Device, room: EvidenceRoom, slots: usize) -> Result<Self, TensorError> {
+        let mut kept = device.tensor(Dtype::F32, slots, room.vocab)?;
+        kept.set_rows(slots)?;
+        Ok(Self { slots: kept, memory: device.evidence_memory(room)? })
     }
 
-    /// Keeps a raw row in `slot`.
+    /// Keeps the wanted rows as they are and makes their evidence, in their order. A row that cannot be used is an error
+    /// within its evidence.
     ///
     /// # Errors
-    /// There is no such slot.
-    pub fn keep(&mut self, device: &Device, raw: Row<'_>, slot: usize) -> Result<(), TensorError> {
-        device.copy_row(raw, &mut self.slots, slot)
-    }
-
-    /// The evidence of a raw row. A row that cannot be used is an error within its evidence.
-    ///
-    /// # Errors
-    /// The device refused an operation.
+    /// The device refused the operation.
     pub fn evidence(
         &mut self,
         device: &Device,
-        raw: Row<'_>,
-        wanted: &Wanted<'_>,
-    ) -> Result<Evidence, TensorError> {
-        let mut evidence = Evidence {
-            sequence: wanted.sequence,
-            position: u32::try_from(wanted.position).unwrap_or(u32::MAX),
-            ..Evidence::default()
-        };
-        let unusable = |evidence: Evidence, error: String| Ok(Evidence { error: Some(error), ..evidence });
-        if let Some(id) = device.first_non_finite(raw)? {
-            return unusable(evidence, format!("the logit of token id {id} is not finite"));
-        }
-        let setting = wanted.context.setting;
-        let processed = if setting.is_plain() {
-            raw
-        } else {
-            self.process(device, raw, wanted.context)?;
-            Row { tensor: &self.processed, index: 0 }
-        };
-        device.top_k(processed, wanted.top_k, &mut self.best)?;
-        match self.best.first() {
-            Some(best) if best.logit.is_finite() => {}
-            Some(best) if best.logit == f32::NEG_INFINITY => {
-                return unusable(evidence, "no token id is allowed".to_owned());
-            }
-            _ => return unusable(evidence, "the processors' result is not finite".to_owned()),
-        }
-        let ids: Vec<u32> = self.best.iter().map(|best| best.id).collect();
-        if let Some(temperature) = setting.temperature {
-            let sum = device.log_sum_exp(processed, temperature)?;
-            if !sum.is_finite() {
-                return unusable(evidence, format!("the log-sum-exp of the processed row is {sum}"));
-            }
-            evidence.processed_log_sum_exp = Some(sum);
-        }
-        evidence.processed = self.best.iter().map(|best| best.logit).collect();
-        device.pick(raw, &ids, &mut self.logits)?;
-        evidence.raw.clone_from(&self.logits);
-        evidence.ids = ids;
-        if let Some(logprobs) = setting.logprobs {
-            evidence.raw_log_sum_exp = Some(device.log_sum_exp(raw, 1.0)?);
-            device.top_k(raw, logprobs, &mut self.best)?;
-            evidence.raw_best_ids = self.best.iter().map(|best| best.id).collect();
-            evidence.raw_best = self.best.iter().map(|best| best.logit).collect();
-        }
-        Ok(evidence)
+        logits: &Tensor,
+        wanted: &[Wanted<'_>],
+    ) -> Result<Vec<Evidence>, TensorError> {
+        let requests: Vec<EvidenceRequest<'_>> = wanted.iter().map(Wanted::request).collect();
+        let rows = device.evidence(logits, &mut self.slots, &requests, &mut self.memory)?;
+        Ok(wanted.iter().zip(rows).map(|(wanted, row)| wanted.evidence(row)).collect())
     }
 
-    /// The kept row in `slot`, processed anew, and raw too if asked for.
+    /// The kept row in `slot`, processed anew, or as it is where there is no context.
     ///
     /// # Errors
-    /// The device refused an operation.
+    /// The device refused the operation.
     pub fn fetch(
         &mut self,
         device: &Device,
         slot: usize,
         context: Option<Context<'_>>,
     ) -> Result<Bytes, TensorError> {
-        let raw = Row { tensor: &self.slots, index: slot };
-        match context {
-            Some(Context { setting, ids, prompt_len }) => {
-                device.process(raw, &setting.processors(ids, prompt_len), &mut self.processed, 0)?;
-            }
-            None => device.copy_row(raw, &mut self.processed, 0)?,
+        let processors = context.map_or(Processors::NONE, |context| context.processors());
+        device.process_row(&self.slots, slot, &processors, &mut self.memory).map(Bytes::from)
+    }
+}
+
+impl<'a> Context<'a> {
+    fn processors(&self) -> Processors<'a> {
+        self.setting.processors(self.ids, self.prompt_len)
+    }
+}
+
+impl<'a> Wanted<'a> {
+    fn request(&self) -> EvidenceRequest<'a> {
+        EvidenceRequest {
+            row: self.row,
+            slot: self.slot,
+            processors: self.context.processors(),
+            top_k: self.top_k,
+            temperature: self.context.setting.temperature,
+            logprobs: self.context.setting.logprobs,
         }
-        let mut bytes = Vec::with_capacity(self.processed.row_bytes());
-        self.processed.read_bytes(&mut bytes)?;
-        Ok(bytes.into())
     }
 
-    fn process(&mut self, device: &Device, raw: Row<'_>, context: Context<'_>) -> Result<(), TensorError> {
-        let Context { setting, ids, prompt_len } = context;
-        device.process(raw, &setting.processors(ids, prompt_len), &mut self.processed, 0)
+    /// What the row tells, or why it cannot be used.
+    fn evidence(&self, row: RowEvidence) -> Evidence {
+        let of_row = Evidence {
+            sequence: self.sequence,
+            position: u32::try_from(self.position).unwrap_or(u32::MAX),
+            ..Evidence::default()
+        };
+        if let Some(error) = unusable(&row) {
+            return Evidence { error: Some(error), ..of_row };
+        }
+        Evidence {
+            ids: row.ids,
+            processed: row.processed,
+            raw: row.raw,
+            processed_log_sum_exp: row.processed_log_sum_exp,
+            raw_log_sum_exp: row.raw_log_sum_exp,
+            raw_best_ids: row.raw_best_ids,
+            raw_best: row.raw_best,
+            ..of_row
+        }
     }
+}
+
+/// Why no token can be drawn from a row.
+fn unusable(row: &RowEvidence) -> Option<String> {
+    if let Some(id) = row.non_finite {
+        return Some(format!("the logit of token id {id} is not finite"));
+    }
+    match row.processed.first() {
+        Some(best) if best.is_finite() => {}
+        Some(&f32::NEG_INFINITY) => return Some("no token id is allowed".to_owned()),
+        _ => return Some("the processors' result is not finite".to_owned()),
+    }
+    let sum = row.processed_log_sum_exp.filter(|sum| !sum.is_finite())?;
+    Some(format!("the log-sum-exp of the processed row is {sum}"))
 }
 
 #[cfg(test)]

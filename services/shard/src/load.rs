@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use asterism_model::split::{self, Sizing};
 use asterism_model::stage::{LoadTimes, StageOptions};
 use asterism_model::{DecoderSpec, ModelError, Stage};
-use asterism_tensor::Dtype;
+use asterism_tensor::{Dtype, EvidenceRoom};
 
 use crate::config::ShardConfig;
 use crate::edges::Edges;
 use crate::error::ShardError;
 use crate::evidence::LogitsRows;
 use crate::open::DeviceOptions;
+use crate::setting::MOST_CANDIDATES;
 
 /// Steps in which progress is logged.
 const LOGGED_STEPS: u64 = 10;
@@ -107,8 +108,14 @@ pub fn load(config: &ShardConfig, progress: &Progress) -> Result<Loaded, ShardEr
     let tell = |done, all| progress.tell(done, all);
     let stage = Stage::load(device, weights.source(), options, &tell).map_err(failed)?;
     times.stage = stage.info().times;
+    let room = EvidenceRoom {
+        rows: sizing.evidence_rows,
+        vocab: spec.vocab,
+        top_k: MOST_CANDIDATES as usize,
+        ids: sizing.max_context,
+    };
     let logits = match stage.info().is_last() {
-        true => Some(LogitsRows::new(stage.device(), spec.vocab, sizing.logits_slots)?),
+        true => Some(LogitsRows::new(stage.device(), room, sizing.logits_slots)?),
         false => None,
     };
     let edges = Edges::new(&stage, config.steps_in_flight())?;

@@ -91,11 +91,6 @@ impl Setting {
         self.processors(&[], 0).has_penalties()
     }
 
-    /// Whether processing changes any row.
-    pub fn is_plain(&self) -> bool {
-        self.bias.is_empty() && self.allowed.is_empty() && !self.has_penalties()
-    }
-
     /// The processors for a row whose context is `ids`, the first `prompt_len` of them the prompt.
     pub fn processors<'a>(&'a self, ids: &'a [u32], prompt_len: usize) -> Processors<'a> {
         Processors {
@@ -119,7 +114,7 @@ mod tests {
     #[test]
     fn wrong_fields_are_named() {
         let right = WireSetting { repetition_penalty: 1.0, ..WireSetting::default() };
-        assert!(Setting::check(right.clone(), 20).is_ok_and(|setting| setting.is_plain()));
+        assert!(Setting::check(right.clone(), 20).is_ok_and(|setting| setting.processors(&[], 0).is_plain()));
         let bias = |token_id, bias| WireSetting { bias: vec![TokenBias { token_id, bias }], ..right.clone() };
         for (wrong, field) in [
             (bias(20, 0.0), "bias"),

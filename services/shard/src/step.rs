@@ -14,7 +14,7 @@ use asterism_model::stage::{Batch, Input, Output, Span};
 use asterism_model::{ModelError, Stage};
 use asterism_proto::shard::v1::{Evidence, StepPlan, StepReport};
 use asterism_proto::{Failure, Reason};
-use asterism_tensor::{Device, EdgeBuffer, Row, StepTimes, TensorError};
+use asterism_tensor::{Device, EdgeBuffer, StepTimes, TensorError};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -332,20 +332,17 @@ fn evidence(
     let (Some(rows), Some(logits)) = (&mut machine.logits, machine.stage.logits()) else {
         return Err(Failure::new(Reason::Internal, "there are no logits on this stage").into());
     };
-    let device = machine.stage.device();
-    let mut all = Vec::new();
+    let mut wanted = Vec::new();
     for span in spans {
         let (Some(sequence), Some(setting)) = (sequences.get(span.sequence), &span.setting) else { continue };
         for (&position, &slot) in span.evidence.iter().zip(&span.slots) {
-            let raw = Row { tensor: logits, index: all.len() };
             let ids = sequence.context(position).unwrap_or_default();
             let context = Context { setting, ids, prompt_len: sequence.prompt_len };
-            let wanted = Wanted { sequence: span.sequence, position, top_k: span.top_k, context };
-            let made = rows.keep(device, raw, slot).and_then(|()| rows.evidence(device, raw, &wanted));
-            all.push(made?);
+            let (row, top_k) = (wanted.len(), span.top_k);
+            wanted.push(Wanted { sequence: span.sequence, position, row, slot, top_k, context });
         }
     }
-    Ok(all)
+    Ok(rows.evidence(machine.stage.device(), logits, &wanted)?)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use asterism_tensor::{
-    Attention, AttnSpan, BLOCK_ROWS, Compute, CpuOptions, Device, Dtype, Isa, KvSpec, RopeTable, Row, Tensor,
+    Attention, AttnSpan, BLOCK_ROWS, Compute, CpuOptions, Device, Dtype, EvidenceRequest, EvidenceRoom, Isa,
+    KvSpec, Processors, RopeTable, Tensor,
 };
 
 /// How long each operation is repeated.
@@ -117,19 +118,18 @@ impl Bench {
         let device = &self.device;
         for vocab in [49_152, 80_896] {
             let logits = filled(device, Dtype::F32, 1, vocab);
-            let row = Row { tensor: &logits, index: 0 };
-            let mut best = Vec::new();
-            for k in [1, 64, 1024] {
-                self.report(&format!("top_k {k} of {vocab}"), [0.0; 2], || {
-                    device.top_k(row, k, &mut best).unwrap();
+            let mut slots = filled(device, Dtype::F32, 1, vocab);
+            let room = EvidenceRoom { rows: 1, vocab, top_k: 1024, ids: 0 };
+            let mut memory = device.evidence_memory(room).unwrap();
+            for (top_k, temperature) in [(1, None), (64, None), (64, Some(0.7)), (1024, Some(0.7))] {
+                let processors = Processors::NONE;
+                let request =
+                    EvidenceRequest { row: 0, slot: 0, processors, top_k, temperature, logprobs: None };
+                let sum = if temperature.is_some() { " and log-sum-exp" } else { "" };
+                self.report(&format!("evidence: {top_k} best{sum} of {vocab}"), [0.0; 2], || {
+                    black_box(device.evidence(&logits, &mut slots, &[request], &mut memory).unwrap());
                 });
             }
-            self.report(&format!("log_sum_exp of {vocab}"), [0.0; 2], || {
-                black_box(device.log_sum_exp(row, 0.7).unwrap());
-            });
-            self.report(&format!("first_non_finite of {vocab}"), [0.0; 2], || {
-                black_box(device.first_non_finite(row).unwrap());
-            });
         }
     }
 

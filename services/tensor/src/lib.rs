@@ -38,7 +38,7 @@ pub use embedding::Embedding;
 pub use error::TensorError;
 pub use kv::{BLOCK_ROWS, KvPlace, KvPool, KvSpec, MAX_HEAD_DIM};
 pub use matrix::{Matrix, MatrixBuilder};
-pub use ops::{Attention, AttnSpan, Candidate, Processors, Row};
+pub use ops::{Attention, AttnSpan, EvidenceMemory, EvidenceRequest, EvidenceRoom, Processors, RowEvidence};
 pub use rope::{RopeTable, RopeTables};
 pub use rows::{Indices, Rows, RowsRoom};
 pub use synthetic::{SyntheticColumns, SyntheticKey, SyntheticMatrix};

@@ -18,7 +18,7 @@ mod attention;
 mod evidence;
 
 pub use attention::{Attention, AttnSpan};
-pub use evidence::{Candidate, Processors, Row};
+pub use evidence::{EvidenceMemory, EvidenceRequest, EvidenceRoom, Processors, RowEvidence};
 
 /// Runs the same call for the element type of a tensor: `E` names it within.
 macro_rules! by_dtype {

@@ -20,16 +20,17 @@ impl Bench {
         let mut raw = device.tensor(Dtype::F32, 1, VOCAB).expect("memory");
         raw.set_rows(1).expect("a row");
         raw.write_row(0, row).expect("a row");
-        let rows = LogitsRows::new(&device, VOCAB, 2).expect("memory");
+        let room = EvidenceRoom { rows: 1, vocab: VOCAB, top_k: 4, ids: 8 };
+        let rows = LogitsRows::new(&device, room, 2).expect("memory");
         Self { device, raw, rows }
     }
 
     fn evidence(&mut self, setting: &WireSetting, top_k: usize, ids: &[u32], prompt_len: usize) -> Evidence {
         let setting = Setting::check(setting.clone(), VOCAB).expect("a setting");
         let context = Context { setting: &setting, ids, prompt_len };
-        let wanted = Wanted { sequence: 3, position: ids.len() - 1, top_k, context };
-        let raw = Row { tensor: &self.raw, index: 0 };
-        self.rows.evidence(&self.device, raw, &wanted).expect("the shapes are right")
+        let wanted = Wanted { sequence: 3, position: ids.len() - 1, row: 0, slot: 1, top_k, context };
+        let made = self.rows.evidence(&self.device, &self.raw, &[wanted]).expect("the shapes are right");
+        made.into_iter().next().expect("one row")
     }
 }
 
@@ -119,9 +120,8 @@ fn a_mask_that_leaves_some_is_no_error() {
 #[test]
 fn a_kept_row_is_fetched_as_it_was_and_processed_anew() {
     let mut bench = Bench::new(&ramp());
-    let raw = Row { tensor: &bench.raw, index: 0 };
-    bench.rows.keep(&bench.device, raw, 1).expect("a slot");
-    assert!(bench.rows.keep(&bench.device, raw, 2).is_err(), "there are two slots");
+    bench.evidence(&off(), 1, &[5], 1);
+    bench.raw.write_row(0, &[0.0; VOCAB]).expect("a row");
     let setting = WireSetting { presence_penalty: 1.5, ..off() };
     let setting = Setting::check(setting, VOCAB).expect("a setting");
     let context = Context { setting: &setting, ids: &[5, 6], prompt_len: 1 };
@@ -130,4 +130,5 @@ fn a_kept_row_is_fetched_as_it_was_and_processed_anew() {
     processed[6] -= 1.5;
     assert_eq!(bench.rows.fetch(&bench.device, 1, Some(context)).expect("kept"), bytes(&processed));
     assert_eq!(bench.rows.fetch(&bench.device, 1, None).expect("kept"), bytes(&ramp()));
+    assert!(bench.rows.fetch(&bench.device, 2, None).is_err(), "there are two slots");
 }

@@ -72,7 +72,7 @@ fn a_good_plan_becomes_a_step() {
     assert_eq!((step.id, step.rows()), (1, 20));
     let span = &step.spans[0];
     assert_eq!((span.evidence.as_slice(), span.top_k, span.slots.len()), ([19].as_slice(), 5, 1));
-    assert!(span.setting.as_ref().is_some_and(|setting| setting.is_plain()));
+    assert!(span.setting.as_ref().is_some_and(|setting| setting.processors(&[], 0).is_plain()));
     let sequence = sequences.get(1).expect("started");
     assert_eq!((sequence.prompt_len, sequence.end, sequence.blocks.as_slice()), (20, 20, [4, 2].as_slice()));
     assert_eq!(sequence.context(19).map(<[u32]>::len), Some(20));

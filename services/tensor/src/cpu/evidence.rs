@@ -6,17 +6,74 @@ use std::cmp::Ordering;
 use super::Cpu;
 use super::disjoint::Disjoint;
 use super::exp::exp_f64;
+use super::process::process;
 use super::simd::{Kernel, LANES, Simd, dispatch_f32};
-use crate::Candidate;
+use crate::{EvidenceRequest, Processors, RowEvidence};
 
 /// Ids of a partial sum of the log-sum-exp.
-const CHUNK: usize = 1024;
+pub const CHUNK: usize = 1024;
 
 /// Candidates gathered beyond twice the K best before they are cut back to K.
 const SLACK: usize = 16;
 
+/// The row at work.
+#[derive(Debug)]
+pub struct Scratch {
+    processed: Box<[f32]>,
+    best: Vec<Candidate>,
+}
+
+/// One of a row's best ids.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+}
+
+impl Scratch {
+    /// For rows of `vocab` logits.
+    pub fn new(vocab: usize) -> Scratch {
+        Scratch { processed: vec![0.0; vocab].into(), best: Vec::new() }
+    }
+
+    /// The row after the processors, which were checked.
+    pub fn process(&mut self, cpu: &Cpu, raw: &[f32], processors: &Processors<'_>) -> &[f32] {
+        process(cpu, raw, processors, &mut self.processed);
+        &self.processed
+    }
+}
+
+/// The evidence of a raw row.
+pub fn evidence(cpu: &Cpu, raw: &[f32], request: &EvidenceRequest<'_>, scratch: &mut Scratch) -> RowEvidence {
+    let Scratch { processed, best } = scratch;
+    let processed = if request.processors.is_plain() {
+        raw
+    } else {
+        process(cpu, raw, &request.processors, processed);
+        processed
+    };
+    top_k(cpu, processed, request.top_k, best);
+    let mut evidence = RowEvidence {
+        non_finite: first_non_finite(cpu, raw).map(|id| id as u32),
+        ids: best.iter().map(|best| best.id).collect(),
+        processed: best.iter().map(|best| best.logit).collect(),
+        raw: best.iter().map(|best| raw[best.id as usize]).collect(),
+        processed_log_sum_exp: request
+            .temperature
+            .map(|temperature| log_sum_exp(cpu, processed, temperature)),
+        ..RowEvidence::default()
+    };
+    if let Some(logprobs) = request.logprobs {
+        evidence.raw_log_sum_exp = Some(log_sum_exp(cpu, raw, 1.0));
+        top_k(cpu, raw, logprobs, best);
+        evidence.raw_best_ids = best.iter().map(|best| best.id).collect();
+        evidence.raw_best = best.iter().map(|best| best.logit).collect();
+    }
+    evidence
+}
+
 /// The `k` best of `row` into `best`, greatest first, of equals the lower id first; NaN comes last.
-pub fn top_k(cpu: &Cpu, row: &[f32], k: usize, best: &mut Vec<Candidate>) {
+fn top_k(cpu: &Cpu, row: &[f32], k: usize, best: &mut Vec<Candidate>) {
     best.clear();
     let k = k.min(row.len());
     if k == 0 {
@@ -84,7 +141,7 @@ impl Kernel for TopK<'_> {
 /// ln Σ exp(x / temperature) = max / temperature + ln Σ exp((x − max) / temperature) in f64: partial sums
 /// over chunks of 1,024 ids with sixteen lanes each, added in ascending order. −∞ if all are −∞, NaN if one
 /// is NaN or +∞.
-pub fn log_sum_exp(cpu: &Cpu, row: &[f32], temperature: f64) -> f64 {
+fn log_sum_exp(cpu: &Cpu, row: &[f32], temperature: f64) -> f64 {
     let max = dispatch_f32(cpu.isa(), Max(row));
     if max == f32::NEG_INFINITY {
         let nan = row.iter().any(|x| x.is_nan());
@@ -99,6 +156,11 @@ pub fn log_sum_exp(cpu: &Cpu, row: &[f32], temperature: f64) -> f64 {
         let row = &row[chunks.start * CHUNK..row.len().min(chunks.end * CHUNK)];
         dispatch_f32(cpu.isa(), ChunkSums { row, max, temperature, sums });
     });
+    finish(max, &sums, temperature)
+}
+
+/// The log-sum-exp out of the greatest logit and the chunks' sums.
+pub fn finish(max: f64, sums: &[f64], temperature: f64) -> f64 {
     let sum = sums.iter().fold(0.0, |sum, part| sum + part);
     max / temperature + libm::log(sum)
 }
@@ -153,7 +215,7 @@ fn fold(v: [f64; LANES]) -> f64 {
 }
 
 /// The first index whose value is NaN or infinite.
-pub fn first_non_finite(cpu: &Cpu, row: &[f32]) -> Option<usize> {
+fn first_non_finite(cpu: &Cpu, row: &[f32]) -> Option<usize> {
     dispatch_f32(cpu.isa(), NonFinite(row))
 }
 

@@ -1,19 +1,14 @@
-//! What is done to rows of logits.
+//! What is reported of rows of logits.
 
-use crate::cpu::{evidence, process};
+use crate::cpu::evidence::{self, Scratch};
+use crate::cuda::evidence::CudaEvidence;
 use crate::error::{check_below, check_eq, check_type};
 use crate::{Device, Dtype, Tensor, TensorError};
 
-/// One of a row's best ids.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Candidate {
-    /// The token id.
-    pub id: u32,
-    /// Its logit in the row that was searched.
-    pub logit: f32,
-}
+/// The most best ids of a row.
+const MOST_BEST: usize = 1024;
 
-/// Logit processors, applied in the order of the fields.
+/// Logit processors, applied in the order of the fields, each a separate IEEE f32 operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Processors<'a> {
     /// Added to the logits of these ids.
@@ -32,6 +27,73 @@ pub struct Processors<'a> {
     pub prompt_len: usize,
 }
 
+/// A row whose evidence is wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EvidenceRequest<'a> {
+    /// Its row of the logits.
+    pub row: usize,
+    /// The row of the slots that keeps it as it is.
+    pub slot: usize,
+    /// How it is processed.
+    pub processors: Processors<'a>,
+    /// How many best ids are wanted.
+    pub top_k: usize,
+    /// The temperature of the processed row's log-sum-exp, where one is wanted.
+    pub temperature: Option<f64>,
+    /// How many best raw logits are wanted beside the raw row's log-sum-exp, where these are.
+    pub logprobs: Option<usize>,
+}
+
+/// What is reported of a row. "Raw" is before the processors, "processed" after them.
+///
+/// The best are the greatest, greatest first, of equals the lower id first, NaN last; all, if there are fewer than are
+/// wanted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowEvidence {
+    /// The first id whose raw logit is NaN or infinite. The rest is told all the same.
+    pub non_finite: Option<u32>,
+    /// The best ids of the processed row.
+    pub ids: Vec<u32>,
+    /// Their processed logits.
+    pub processed: Vec<f32>,
+    /// Their raw logits.
+    pub raw: Vec<f32>,
+    /// ln Σ exp(x / temperature) of the processed row: −∞ if all are −∞, NaN if one is NaN or +∞.
+    pub processed_log_sum_exp: Option<f64>,
+    /// ln Σ exp(x) of the raw row.
+    pub raw_log_sum_exp: Option<f64>,
+    /// The best ids of the raw row.
+    pub raw_best_ids: Vec<u32>,
+    /// Their raw logits.
+    pub raw_best: Vec<f32>,
+}
+
+/// What [`EvidenceMemory`] has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvidenceRoom {
+    /// Rows of a call that are worked on at once; more take several passes.
+    pub rows: usize,
+    /// Logits of a row.
+    pub vocab: usize,
+    /// The most best ids of a row, 1,024 at most.
+    pub top_k: usize,
+    /// The longest context of a row.
+    pub ids: usize,
+}
+
+/// Memory that evidence is made in, taken once.
+#[derive(Debug)]
+pub struct EvidenceMemory {
+    room: EvidenceRoom,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Host(Scratch),
+    Card(Box<CudaEvidence>),
+}
+
 impl Processors<'_> {
     /// Processors that change nothing.
     pub const NONE: Processors<'static> = Processors {
@@ -48,110 +110,110 @@ impl Processors<'_> {
     pub fn has_penalties(&self) -> bool {
         self.repetition != 1.0 || self.presence != 0.0 || self.frequency != 0.0
     }
-}
 
-/// One row of a tensor.
-#[derive(Clone, Copy, Debug)]
-pub struct Row<'a> {
-    /// The tensor, f32.
-    pub tensor: &'a Tensor,
-    /// The row.
-    pub index: usize,
+    /// Whether no row is changed.
+    pub fn is_plain(&self) -> bool {
+        self.bias.is_empty() && self.allowed.is_empty() && !self.has_penalties()
+    }
 }
 
 impl Device {
-    /// Row `index` of `out` ← `row` after the processors.
-    pub fn process(
+    /// Memory for evidence.
+    pub fn evidence_memory(&self, room: EvidenceRoom) -> Result<EvidenceMemory, TensorError> {
+        if room.top_k > MOST_BEST {
+            let (op, what) = ("evidence", "the most best ids");
+            return Err(TensorError::Setting { op, what, rule: "at most 1024" });
+        }
+        let place = match self {
+            Device::Cpu(_) => Place::Host(Scratch::new(room.vocab)),
+            Device::Cuda(cuda) => Place::Card(Box::new(cuda.evidence_memory(room)?)),
+        };
+        Ok(EvidenceMemory { room, place })
+    }
+
+    /// Keeps rows of logits in their slots and tells their evidence, in the order of the requests. Waits for the
+    /// device.
+    pub fn evidence(
         &self,
-        row: Row<'_>,
-        processors: &Processors<'_>,
-        out: &mut Tensor,
-        index: usize,
-    ) -> Result<(), TensorError> {
-        let op = "process";
-        let raw = row.values(op)?;
-        for &(id, _) in processors.bias {
-            check_below(op, "biased id", id as usize, raw.len())?;
-        }
-        if processors.has_penalties() {
-            for &id in processors.ids {
-                check_below(op, "token id", id as usize, raw.len())?;
+        logits: &Tensor,
+        slots: &mut Tensor,
+        requests: &[EvidenceRequest<'_>],
+        memory: &mut EvidenceMemory,
+    ) -> Result<Vec<RowEvidence>, TensorError> {
+        let (op, room) = ("evidence", memory.room);
+        check_rows(op, "the logits", logits, room.vocab)?;
+        check_rows(op, "the slots", slots, room.vocab)?;
+        for request in requests {
+            check_below(op, "row", request.row, logits.rows())?;
+            check_below(op, "slot", request.slot, slots.rows())?;
+            check_below(op, "the best ids' number", request.top_k, room.top_k + 1)?;
+            check_below(op, "the best raw logits' number", request.logprobs.unwrap_or(0), room.top_k + 1)?;
+            if request.temperature.is_some_and(|temperature| !(temperature > 0.0 && temperature.is_finite()))
+            {
+                return Err(TensorError::Setting { op, what: "temperature", rule: "finite and above 0" });
             }
+            check_processors(op, &request.processors, room)?;
         }
-        if !processors.allowed.is_empty() {
-            check_eq(op, "the mask's bytes", processors.allowed.len(), raw.len().div_ceil(8))?;
+        match (self, &mut memory.place) {
+            (Device::Cpu(cpu), Place::Host(scratch)) => {
+                let (logits, slots) = (logits.elements::<f32>()?, slots.elements_mut::<f32>()?);
+                let rows = requests.iter().map(|request| {
+                    let raw = &logits[request.row * room.vocab..][..room.vocab];
+                    slots[request.slot * room.vocab..][..room.vocab].copy_from_slice(raw);
+                    evidence::evidence(cpu, raw, request, scratch)
+                });
+                Ok(rows.collect())
+            }
+            (Device::Cuda(cuda), Place::Card(memory)) => cuda.evidence(logits, slots, requests, memory),
+            _ => Err(TensorError::OtherDevice),
         }
-        let out = row_mut(op, out, index, raw.len())?;
-        let Device::Cpu(cpu) = self else { return Err(TensorError::OtherDevice) };
-        process::process(cpu, raw, processors, out);
-        Ok(())
     }
 
-    /// Row `index` of `out` ← `row`.
-    pub fn copy_row(&self, row: Row<'_>, out: &mut Tensor, index: usize) -> Result<(), TensorError> {
-        let op = "copy_row";
-        let raw = row.values(op)?;
-        row_mut(op, out, index, raw.len())?.copy_from_slice(raw);
-        Ok(())
-    }
-
-    /// The `k` greatest of `row` into `best`, greatest first, of equals the lower id first, NaN last; all, if
-    /// there are fewer.
-    pub fn top_k(&self, row: Row<'_>, k: usize, best: &mut Vec<Candidate>) -> Result<(), TensorError> {
-        let row = row.values("top_k")?;
-        let Device::Cpu(cpu) = self else { return Err(TensorError::OtherDevice) };
-        evidence::top_k(cpu, row, k, best);
-        Ok(())
-    }
-
-    /// The logits of `ids` in `row` into `logits`, in the order of the ids.
-    pub fn pick(&self, row: Row<'_>, ids: &[u32], logits: &mut Vec<f32>) -> Result<(), TensorError> {
-        let op = "pick";
-        let row = row.values(op)?;
-        for &id in ids {
-            check_below(op, "token id", id as usize, row.len())?;
+    /// Row `row` of `rows` after the processors, as little-endian f32. Waits for the device.
+    pub fn process_row(
+        &self,
+        rows: &Tensor,
+        row: usize,
+        processors: &Processors<'_>,
+        memory: &mut EvidenceMemory,
+    ) -> Result<Vec<u8>, TensorError> {
+        let (op, room) = ("process_row", memory.room);
+        check_rows(op, "the rows", rows, room.vocab)?;
+        check_below(op, "row", row, rows.rows())?;
+        check_processors(op, processors, room)?;
+        match (self, &mut memory.place) {
+            (Device::Cpu(cpu), Place::Host(scratch)) => {
+                let raw = &rows.elements::<f32>()?[row * room.vocab..][..room.vocab];
+                Ok(bytemuck::cast_slice(scratch.process(cpu, raw, processors)).to_vec())
+            }
+            (Device::Cuda(cuda), Place::Card(memory)) => cuda.process_row(rows, row, processors, memory),
+            _ => Err(TensorError::OtherDevice),
         }
-        logits.clear();
-        logits.extend(ids.iter().map(|&id| row[id as usize]));
-        Ok(())
-    }
-
-    /// ln Σ exp(x / temperature) of `row`, in f64. −∞ if all are −∞, NaN if one is NaN or +∞.
-    pub fn log_sum_exp(&self, row: Row<'_>, temperature: f64) -> Result<f64, TensorError> {
-        let op = "log_sum_exp";
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(TensorError::Setting { op, what: "temperature", rule: "finite and above 0" });
-        }
-        let row = row.values(op)?;
-        let Device::Cpu(cpu) = self else { return Err(TensorError::OtherDevice) };
-        Ok(evidence::log_sum_exp(cpu, row, temperature))
-    }
-
-    /// The first id of `row` whose logit is NaN or infinite.
-    pub fn first_non_finite(&self, row: Row<'_>) -> Result<Option<u32>, TensorError> {
-        let row = row.values("first_non_finite")?;
-        let Device::Cpu(cpu) = self else { return Err(TensorError::OtherDevice) };
-        Ok(evidence::first_non_finite(cpu, row).map(|id| id as u32))
     }
 }
 
-impl<'a> Row<'a> {
-    fn values(self, op: &'static str) -> Result<&'a [f32], TensorError> {
-        check_type(op, "the row", self.tensor.dtype(), Dtype::F32)?;
-        check_below(op, "row", self.index, self.tensor.rows())?;
-        let cols = self.tensor.cols();
-        Ok(&self.tensor.elements()?[self.index * cols..][..cols])
-    }
+fn check_rows(op: &'static str, what: &'static str, rows: &Tensor, vocab: usize) -> Result<(), TensorError> {
+    check_type(op, what, rows.dtype(), Dtype::F32)?;
+    check_eq(op, "the columns", rows.cols(), vocab)
 }
 
-fn row_mut<'a>(
+fn check_processors(
     op: &'static str,
-    out: &'a mut Tensor,
-    index: usize,
-    cols: usize,
-) -> Result<&'a mut [f32], TensorError> {
-    check_type(op, "the output", out.dtype(), Dtype::F32)?;
-    check_eq(op, "the output's columns", out.cols(), cols)?;
-    check_below(op, "output row", index, out.rows())?;
-    Ok(&mut out.elements_mut()?[index * cols..][..cols])
+    processors: &Processors<'_>,
+    room: EvidenceRoom,
+) -> Result<(), TensorError> {
+    check_below(op, "the biases' number", processors.bias.len(), room.vocab + 1)?;
+    for &(id, _) in processors.bias {
+        check_below(op, "biased id", id as usize, room.vocab)?;
+    }
+    if processors.has_penalties() {
+        check_below(op, "the context's length", processors.ids.len(), room.ids + 1)?;
+        for &id in processors.ids {
+            check_below(op, "token id", id as usize, room.vocab)?;
+        }
+    }
+    if !processors.allowed.is_empty() {
+        check_eq(op, "the mask's bytes", processors.allowed.len(), room.vocab.div_ceil(8))?;
+    }
+    Ok(())
 }
