@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use asterism_tensor::{
     Attention, AttnSpan, BLOCK_ROWS, Compute, CpuOptions, Device, Dtype, EvidenceRequest, EvidenceRoom, Isa,
-    KvSpec, Processors, RopeTable, Tensor,
+    KvSpec, Processors, RopeTable, RowsRoom, Tensor,
 };
 
 /// How long each operation is repeated.
@@ -91,14 +91,19 @@ impl Bench {
             first_row: 0,
             rows: context,
             first_position: 0,
+            prompt_rows: context,
             blocks: &blocks,
             row_tables: &zeros,
             block_tables: &zeros,
         };
+        let mut placed = device.rows(RowsRoom { rows: context, blocks: blocks.len() }).unwrap();
+        device.place(&[all], &kv, &tables, &mut placed).unwrap();
         for layer in 0..layers {
-            device.rope_kv_write(&mut qkv, &[all], &tables, &mut kv, layer).unwrap();
+            device.rope_kv_write(&mut qkv, &placed, &tables, &mut kv, layer).unwrap();
         }
-        let span = AttnSpan { rows, first_position: context - rows, row_tables: &zeros[..rows], ..all };
+        let (first_position, prompt_rows) = (context - rows, if rows == 1 { 0 } else { rows });
+        let span = AttnSpan { rows, first_position, prompt_rows, row_tables: &zeros[..rows], ..all };
+        device.place(&[span], &kv, &tables, &mut placed).unwrap();
         qkv.set_rows(rows).unwrap();
         let mut out = device.tensor(compute.dtype(), rows, heads * head_dim).unwrap();
         let keys: usize = (context - rows + 1..=context).sum();
@@ -106,11 +111,11 @@ impl Bench {
         let read = if rows == 1 { bytes as f64 } else { 0.0 };
         self.report(&name, [(4 * keys * heads * head_dim) as f64, read], || {
             layer = (layer + 1) % layers;
-            let attention = Attention { kv: &kv, layer, spans: &[span], tables: &tables, scale: 0.125 };
+            let attention = Attention { kv: &kv, layer, rows: &placed, tables: &tables, scale: 0.125 };
             device.attention(&qkv, &attention, &mut out).unwrap();
         });
         self.report(&write, [0.0; 2], || {
-            device.rope_kv_write(&mut qkv, &[span], &tables, &mut kv, 0).unwrap();
+            device.rope_kv_write(&mut qkv, &placed, &tables, &mut kv, 0).unwrap();
         });
     }
 
