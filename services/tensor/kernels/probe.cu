@@ -1,19 +1,5 @@
 // What the card can do at most: the limits that speeds are judged against.
 
-// Fills memory with `count` bf16 values uniform in (-1, 1): copying and multiplying zeros would draw less power and run
-// faster than real data. Any grid and block; a thread writes two values at a time.
-extern "C" __global__ void probe_fill_bf16(u32* to, u64 pairs, u32 seed) {
-  u64 stride = (u64)gridDim.x * blockDim.x;
-  for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < pairs; i += stride) {
-    u32 x = (u32)i * 0x9E3779B9u ^ (u32)(i >> 32) ^ seed;
-    x = (x ^ (x >> 16)) * 0x7FEB352Du;
-    x = (x ^ (x >> 15)) * 0x846CA68Bu;
-    x ^= x >> 16;
-    float low = (float)(int)(x << 16) * 0x1p-31f, high = (float)(int)x * 0x1p-31f;
-    to[i] = pack(low, high);
-  }
-}
-
 // Reads `count` times 16 bytes once, past the caches, and keeps the exclusive or of all of it. Any grid and block; a
 // thread has four loads in flight. `result` gets each thread's bits, so that no load can be left out.
 extern "C" __global__ void probe_read(const uint4* from, u64 count, u32* result) {

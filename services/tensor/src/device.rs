@@ -3,11 +3,11 @@
 use std::num::NonZeroUsize;
 
 use crate::cpu::{Cpu, probe};
-use crate::cuda::{Counters, Cuda, CudaLimits, CudaOptions, Graphs, MatmulPlans};
+use crate::cuda::{Counters, Cuda, CudaLimits, CudaOptions, Graphs, KernelReport, MatmulPlans};
 use crate::rows::check_spans;
 use crate::{
-    AttnSpan, Compute, Dtype, Embedding, Indices, Isa, KvPool, KvSpec, Limits, Matrix, MatrixBuilder, RopeTable,
-    RopeTables, Rows, RowsRoom, Tensor, TensorError, Vector,
+    AttnSpan, Compute, Dtype, Embedding, Indices, Isa, KvPool, KvSpec, Limits, Matrix, MatrixBuilder,
+    RopeTable, RopeTables, Rows, RowsRoom, Tensor, TensorError, Vector,
 };
 
 /// A device, and the threads or streams that belong to it. Operations on it are in [`crate::ops`].
@@ -77,6 +77,14 @@ impl Device {
         match self {
             Device::Cpu(_) => None,
             Device::Cuda(cuda) => Some(cuda.card().counters()),
+        }
+    }
+
+    /// What it took to get its kernels so far; `None` on the CPU.
+    pub fn kernel_report(&self) -> Option<KernelReport> {
+        match self {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => Some(cuda.card().kernel_report()),
         }
     }
 
@@ -210,7 +218,12 @@ impl Device {
     }
 
     /// Takes `values`, and zeros after them up to `count`.
-    pub fn write_indices(&self, values: &[u32], count: usize, indices: &mut Indices) -> Result<(), TensorError> {
+    pub fn write_indices(
+        &self,
+        values: &[u32],
+        count: usize,
+        indices: &mut Indices,
+    ) -> Result<(), TensorError> {
         let count = count.max(values.len());
         if count > indices.capacity {
             return Err(TensorError::Capacity { rows: count, capacity: indices.capacity });

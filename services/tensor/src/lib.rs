@@ -30,7 +30,7 @@ mod tensor;
 pub use cpu::isa::Isa;
 pub use cpu::pack::{Columns, Layout};
 pub use cpu::probe::Limits;
-pub use cuda::{Counters, CudaLimits, CudaOptions, Graphs, MatmulPlans};
+pub use cuda::{Counters, CudaLimits, CudaOptions, Graphs, KernelReport, MatmulPlans};
 pub use device::{CpuOptions, Device};
 pub use dtype::{Compute, Dtype};
 pub use edge::{Edge, EdgeBuffer, EdgeBytes, EdgeRoom, Staged, StepTimes};

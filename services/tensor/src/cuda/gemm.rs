@@ -8,6 +8,7 @@
 
 mod chain;
 mod cublaslt;
+pub mod peak;
 pub mod plan;
 mod store;
 mod tune;

@@ -35,6 +35,7 @@ use crate::cuda::card::Card;
 use crate::cuda::compile::Theme;
 
 pub use card::Counters;
+pub use compile::KernelReport;
 pub use gemm::MatmulPlans;
 pub use graph::Graphs;
 pub use limits::CudaLimits;

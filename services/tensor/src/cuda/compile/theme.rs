@@ -33,6 +33,7 @@ pub type Build = (Theme, Vec<Define>);
 
 impl Theme {
     /// All of them.
+    #[cfg(test)]
     pub const ALL: [Theme; 10] = [
         Theme::Elementwise,
         Theme::Rope,
