@@ -1,6 +1,7 @@
 //! `asterism bench`: speeds beside the limits that this machine has, measured in the same run.
 
 mod card;
+mod evidence;
 mod geometry;
 mod local;
 mod pipeline;
@@ -8,7 +9,7 @@ mod streams;
 
 use std::error::Error;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use asterism_process::config::Bytes;
@@ -116,12 +117,12 @@ pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 /// The processor at one and at two threads.
-async fn local(arguments: &Arguments, model: &PathBuf) -> Result<(), Box<dyn Error>> {
+async fn local(arguments: &Arguments, model: &Path) -> Result<(), Box<dyn Error>> {
     let compute = arguments.compute.unwrap_or(ComputeType::F32);
     println!("{} in {}\n", model.display(), Compute::from(compute));
     println!("threads  work         tokens/s   ms/token   of the limit");
     for threads in [NonZeroUsize::MIN, TWO] {
-        let model = model.clone();
+        let model = model.to_path_buf();
         let speeds = tokio::task::spawn_blocking(move || local::measure(&model, compute, threads)).await??;
         print!("{speeds}");
     }

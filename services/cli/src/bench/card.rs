@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use asterism_model::stage::{Batch, Input, Span, StageInfo, StageOptions};
 use asterism_model::{DecoderSpec, ModelError, Stage};
 use asterism_shard::{DeviceName, DeviceOptions, Weights};
-use asterism_tensor::{BLOCK_ROWS, Compute, CudaLimits};
+use asterism_tensor::{
+    BLOCK_ROWS, Compute, CudaLimits, EvidenceRequest, EvidenceRoom, KernelReport, Processors,
+};
 
+use super::evidence::Evidence;
 use super::{ROUNDS, median, ms};
 
 /// Steps that are measured, after a few that are not.
@@ -17,6 +20,9 @@ const STEPS: usize = 40;
 const WARM_STEPS: usize = 5;
 /// The most rows that want evidence: as a shard has it.
 const EVIDENCE_ROWS: usize = 128;
+/// The best ids of a row, and the penalty on what occurred: what TeleChat's sampling asks for.
+const TOP_K: usize = 64;
+const REPETITION: f32 = 1.02;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -79,7 +85,7 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
         memory: plan.memory,
         max_rows: plan.max_rows,
         evidence_rows: EVIDENCE_ROWS.min(plan.max_rows),
-        logits_slots: 0,
+        logits_slots: EVIDENCE_ROWS.min(plan.max_rows),
         max_context: plan.context.max(longest).max(spec.max_positions),
     };
     let stage = Stage::load(device, weights.source(), options, &|_, _| {})?;
@@ -104,6 +110,9 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
     let parts: Vec<String> =
         parts.map(|(part, took)| format!("{part} {:.2} s", took.as_secs_f64())).collect();
     println!("start-up   {}", parts.join(", "));
+    if let Some(KernelReport { compiled, cached, .. }) = stage.device().kernel_report() {
+        println!("           kernels: {compiled} compiled, {cached} found in the cache");
+    }
     println!(
         "memory     weights {}, buffers {}, KV {} = {} tokens\n",
         asterism_model::bytes(info.weight_bytes),
@@ -111,7 +120,10 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
         asterism_model::bytes(info.kv_bytes),
         info.kv_blocks * BLOCK_ROWS,
     );
-    let mut bench = Bench { stage, limits };
+    let (rows, vocab) = (info.evidence_rows, info.spec.vocab);
+    let room = EvidenceRoom { rows, vocab, top_k: TOP_K, ids: info.max_context };
+    let evidence = Evidence::new(stage.device(), room)?;
+    let mut bench = Bench { stage, limits, evidence };
     let steps = bench.decode(plan)?;
     bench.prefill(&plan.prefill)?;
     Ok(Figures { steps, limits, info })
@@ -120,6 +132,7 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
 struct Bench {
     stage: Stage,
     limits: CudaLimits,
+    evidence: Evidence,
 }
 
 /// A sequence of the bench: its tokens and its blocks.
@@ -129,9 +142,11 @@ struct Sequence {
 }
 
 impl Bench {
-    /// Steps of one row of each of so many sequences.
+    /// Steps of one row of each of so many sequences: with their evidence, and without.
     fn decode(&mut self, plan: &CardPlan) -> Result<Vec<(usize, Duration)>, ModelError> {
-        println!("decode     ms/step    tokens/s   of the roofline (weights and KV at copy bandwidth)");
+        println!(
+            "decode     ms/step    layers and head alone  tokens/s   of the roofline (weights and KV at copy bandwidth)"
+        );
         let mut steps = Vec::new();
         for &rows in &plan.rows {
             let Some(sequences) = self.sequences(Prompts { sequences: rows, tokens: plan.context }) else {
@@ -139,36 +154,65 @@ impl Bench {
                 continue;
             };
             self.read(&sequences, plan.context - 1)?;
+            let alone = self.time(|bench| {
+                bench.step(&sequences, plan.context - 1)?;
+                Ok(bench.stage.device().synchronize()?)
+            })?;
             let before = self.stage.device().counters().unwrap_or_default();
-            let mut times = Vec::with_capacity(STEPS);
-            for _ in 0..WARM_STEPS + STEPS {
-                let began = Instant::now();
-                self.step(&sequences, plan.context - 1)?;
-                self.stage.device().synchronize()?;
-                times.push(began.elapsed());
-            }
+            let step = self.time(|bench| {
+                bench.step(&sequences, plan.context - 1)?;
+                bench.evidence(&sequences)
+            })?;
             let after = self.stage.device().counters().unwrap_or_default();
-            let step = median(times.split_off(WARM_STEPS));
             let roofline = roofline(self.stage.info(), &self.limits, rows, plan.context);
             println!(
-                "{rows:<9}  {:<9.3}  {:<9.1}  {:.1} % of {:.3} ms",
+                "{rows:<9}  {:<9.3}  {:<21.3}  {:<9.1}  {:.1} % of {:.3} ms",
                 ms(step),
+                ms(alone),
                 rows as f64 / step.as_secs_f64(),
                 100.0 * roofline.as_secs_f64() / step.as_secs_f64(),
                 ms(roofline),
             );
             let each = |before: u64, after: u64| (after - before) as f64 / (WARM_STEPS + STEPS) as f64;
             println!(
-                "           a step: {} graph launches, {} single launches, {} waits, {} allocations",
+                "           of a step: graph launches {}, other launches {}, waits for an event {}, for the stream {}, allocations {}",
                 each(before.graph_launches, after.graph_launches),
                 each(before.launches, after.launches),
-                // One of them is the bench's own.
-                each(before.synchronisations + before.waits, after.synchronisations + after.waits) - 1.0,
+                each(before.waits, after.waits),
+                each(before.synchronisations, after.synchronisations),
                 each(before.allocations, after.allocations),
             );
             steps.push((rows, step));
         }
         Ok(steps)
+    }
+
+    /// The middle time of `work`.
+    fn time(
+        &mut self,
+        mut work: impl FnMut(&mut Self) -> Result<(), ModelError>,
+    ) -> Result<Duration, ModelError> {
+        let mut times = Vec::with_capacity(WARM_STEPS + STEPS);
+        for _ in 0..WARM_STEPS + STEPS {
+            let began = Instant::now();
+            work(self)?;
+            times.push(began.elapsed());
+        }
+        Ok(median(times.split_off(WARM_STEPS)))
+    }
+
+    /// The evidence of one row of each sequence. Waits for the step.
+    fn evidence(&mut self, sequences: &[Sequence]) -> Result<(), ModelError> {
+        let top_k = TOP_K.min(self.stage.info().spec.vocab);
+        let mut requests = Vec::with_capacity(sequences.len());
+        for (row, sequence) in sequences.iter().enumerate() {
+            let ids = &sequence.ids[..];
+            let prompt_len = ids.len();
+            let processors = Processors { repetition: REPETITION, ids, prompt_len, ..Processors::NONE };
+            let (temperature, logprobs) = (None, None);
+            requests.push(EvidenceRequest { row, slot: row, processors, top_k, temperature, logprobs });
+        }
+        self.evidence.of(&self.stage, &requests).map(drop)
     }
 
     /// Whole prompts.

@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use asterism_model::stage::{Batch, Input, Span, StageOptions};
 use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage, WeightSource};
 use asterism_shard::ComputeType;
-use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device, Limits, Row};
+use asterism_tensor::{
+    BLOCK_ROWS, Compute, CpuOptions, Device, EvidenceRequest, EvidenceRoom, Limits, Processors,
+};
 
+use super::evidence::Evidence;
 use super::{ROUNDS, median};
 
 /// Rows of the prompt, in one step.
@@ -45,7 +48,9 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
     };
     let mut stage = Stage::load(device, WeightSource::Checkpoint(&checkpoint), options, &|_, _| {})?;
     let blocks: Vec<u32> = (0..).take((PROMPT + ANSWER).div_ceil(BLOCK_ROWS)).collect();
-    let mut run = Run { stage: &mut stage, blocks };
+    let room = EvidenceRoom { rows: 1, vocab: spec.vocab, top_k: 1, ids: 0 };
+    let evidence = Evidence::new(stage.device(), room)?;
+    let mut run = Run { stage: &mut stage, blocks, evidence };
     // Once without a clock: pages are touched, clocks rise.
     run.prefill()?;
     let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
@@ -75,6 +80,7 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
 struct Run<'a> {
     stage: &'a mut Stage,
     blocks: Vec<u32>,
+    evidence: Evidence,
 }
 
 impl Run<'_> {
@@ -100,11 +106,11 @@ impl Run<'_> {
         let span =
             Span { first_position, token_ids, blocks: &self.blocks, prompt_len: PROMPT, evidence: &evidence };
         self.stage.forward(&Batch { spans: &[span] }, Input::Tokens, &mut |_| ControlFlow::Continue(()))?;
-        let mut best = Vec::new();
-        if let Some(logits) = self.stage.logits() {
-            self.stage.device().top_k(Row { tensor: logits, index: 0 }, 1, &mut best)?;
-        }
-        Ok(best.first().map_or(0, |candidate| candidate.id))
+        let (row, slot, top_k) = (0, 0, 1);
+        let processors = Processors::NONE;
+        let request = EvidenceRequest { row, slot, processors, top_k, temperature: None, logprobs: None };
+        let evidence = self.evidence.of(self.stage, &[request])?;
+        Ok(evidence.first().and_then(|row| row.ids.first()).copied().unwrap_or(0))
     }
 
     /// Bytes that one token's way through the model reads: every weight but the embedding, and the KV so far.
