@@ -71,7 +71,7 @@ fn bench(device: &Device, compute: Compute, stored: Dtype, rows: &[usize]) {
         let head_rows = if rows > DECODE_ROWS { 1 } else { rows };
         let operations = 2.0 * model.layers.iter().map(weights).sum::<f64>() * rows as f64
             + 2.0 * weights(&model.head) * head_rows as f64;
-        let peak = |limits: Limits| match device.path(compute) {
+        let peak = |limits: Limits| match device.path(compute).as_str() {
             "dp" => limits.dp.unwrap_or(limits.fma),
             _ => limits.fma,
         };

@@ -155,14 +155,9 @@ impl Drop for Pool {
 // === impl Worker ===
 
 impl Worker<'_> {
-    /// This thread's number, from 0 (the caller) to `count() − 1`.
+    /// This thread's number; the caller's is 0.
     pub fn index(&self) -> usize {
         self.index
-    }
-
-    /// The number of threads in the region.
-    pub fn count(&self) -> usize {
-        self.team.count
     }
 
     /// Waits until every thread of the region has come here; what was written before is then seen by all.

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::cuda::Cuda;
 use crate::cuda::attention::prefill::{Prefill, PrefillWork};
 use crate::cuda::card::Card;
-use crate::cuda::compile::{Build, Theme};
 use crate::cuda::kv::KvLayout;
 use crate::cuda::rows::CudaRows;
 use crate::{Attention, KvPool, KvSpec, Tensor, TensorError};
@@ -75,7 +74,6 @@ impl Kernels {
         let kernels = match tiled.get(&spec.head_dim) {
             Some(kernels) => Arc::clone(kernels),
             None => {
-                card.compile_ahead(&builds(card.capability(), spec.head_dim));
                 let Some(prefill) = Prefill::new(card, spec)? else { return Ok(None) };
                 let decode = decode::Kernels::new(card, spec.head_dim)?;
                 let kernels = Arc::new(TiledKernels { decode, prefill });
@@ -88,8 +86,9 @@ impl Kernels {
 }
 
 /// What attention over tiled blocks is compiled out of and with.
-pub fn builds(capability: (u32, u32), head_dim: usize) -> Vec<Build> {
-    let decode = decode::builds(capability, head_dim).map(|defines| (Theme::AttentionDecode, defines));
+#[cfg(test)]
+pub fn builds(capability: (u32, u32), head_dim: usize) -> Vec<crate::cuda::compile::Build> {
+    let decode = decode::builds(capability, head_dim);
     decode.into_iter().chain([prefill::build(capability == (9, 0), head_dim)]).collect()
 }
 

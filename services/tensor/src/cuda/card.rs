@@ -7,7 +7,7 @@ use cudarc::driver::{result, sys};
 
 use crate::TensorError;
 use crate::cuda::CudaOptions;
-use crate::cuda::compile::{Build, Compiler, Define, KernelReport, Theme};
+use crate::cuda::compile::{Compiler, Define, KernelReport, Theme};
 use crate::cuda::launch::Module;
 use crate::cuda::library::Libraries;
 use crate::cuda::stream::Stream;
@@ -110,11 +110,6 @@ impl Card {
     /// Versions of the libraries.
     pub fn libraries(&self) -> Libraries {
         self.libraries
-    }
-
-    /// Makes the code of several themes at once, before [`Card::kernels`] is asked for each.
-    pub fn compile_ahead(&self, builds: &[Build]) {
-        self.compiler.ahead(builds);
     }
 
     /// The kernels of a theme with these definitions, compiled or out of the cache. At creation time only.

@@ -6,10 +6,9 @@
 mod nvrtc;
 mod theme;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::TensorError;
@@ -25,7 +24,7 @@ pub struct KernelReport {
     pub compiled: u32,
     /// How often the code was found in the cache.
     pub cached: u32,
-    /// The time of both, as far as the start waited for it.
+    /// The time of both. NVRTC compiles one theme at a time, whatever the threads.
     pub time: Duration,
     /// Why code could not be kept, so that the next start compiles again.
     pub not_kept: Option<String>,
@@ -65,22 +64,12 @@ impl Compiler {
             return Ok(Arc::clone(image));
         }
         let began = Instant::now();
-        let image = self.make(&build);
-        self.state().report.time += began.elapsed();
-        image
-    }
-
-    /// Makes the code of several themes at once, which are then asked for one by one. What fails does so again there.
-    pub fn ahead(&self, builds: &[Build]) {
-        let began = Instant::now();
-        let builds: HashSet<&Build> = builds.iter().collect();
-        thread::scope(|scope| {
-            for build in builds {
-                // Without a thread it is made when it is asked for.
-                let _ = thread::Builder::new().spawn_scoped(scope, || self.make(build));
-            }
-        });
-        self.state().report.time += began.elapsed();
+        let made = self.make(&build);
+        let mut state = self.state();
+        state.report.time += began.elapsed();
+        let image: Arc<[u8]> = made?.into();
+        state.made.insert(build, Arc::clone(&image));
+        Ok(image)
     }
 
     /// What was done so far.
@@ -88,14 +77,8 @@ impl Compiler {
         self.state().report.clone()
     }
 
-    fn make(&self, build: &Build) -> Result<Arc<[u8]>, TensorError> {
-        let image: Arc<[u8]> = self.cached(build)?.into();
-        self.state().made.insert(build.clone(), Arc::clone(&image));
-        Ok(image)
-    }
-
     /// Out of the cache, or compiled and then kept.
-    fn cached(&self, (theme, defines): &Build) -> Result<Vec<u8>, TensorError> {
+    fn make(&self, (theme, defines): &Build) -> Result<Vec<u8>, TensorError> {
         let source = source(*theme);
         let options = self.options(defines);
         let Some(cache) = &self.cache else {

@@ -32,7 +32,6 @@ use std::sync::Arc;
 
 use crate::TensorError;
 use crate::cuda::card::Card;
-use crate::cuda::compile::Theme;
 
 pub use card::Counters;
 pub use compile::KernelReport;
@@ -71,9 +70,6 @@ pub(crate) fn memory_of(ordinal: usize) -> Result<(u64, u64), TensorError> {
 impl Cuda {
     pub(crate) fn new(options: CudaOptions) -> Result<Cuda, TensorError> {
         let card = Arc::new(Card::open(&options)?);
-        let themes =
-            [Theme::Elementwise, Theme::Rope, Theme::Gemm, Theme::Pack, Theme::Evidence, Theme::Attention];
-        card.compile_ahead(&themes.map(|theme| (theme, Vec::new())));
         let weights = matrix::Loader::new(&card)?;
         Ok(Cuda {
             elementwise: elementwise::Kernels::new(&card)?,

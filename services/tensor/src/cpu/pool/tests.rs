@@ -13,7 +13,6 @@ fn every_thread_runs_the_region_once() {
         for _ in 0..200 {
             let seen: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
             pool.run(&|worker| {
-                assert_eq!(worker.count(), threads);
                 seen[worker.index()].fetch_add(1, Ordering::Relaxed);
             });
             assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) == 1));

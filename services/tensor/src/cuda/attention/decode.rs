@@ -134,10 +134,12 @@ impl Rings {
     }
 }
 
-/// What the kernels for heads of `head_dim` elements are compiled with on cards of this compute capability.
-pub fn builds(capability: (u32, u32), head_dim: usize) -> [Vec<Define>; 2] {
+/// What the kernels for heads of `head_dim` elements are compiled out of and with, on cards of this compute capability.
+#[cfg(test)]
+pub fn builds(capability: (u32, u32), head_dim: usize) -> [crate::cuda::compile::Build; 2] {
     let shared = shared_bytes(capability);
-    [Rings::many(head_dim, shared), Rings::few(head_dim, shared)].map(|rings| rings.defines(head_dim))
+    let rings = [Rings::many(head_dim, shared), Rings::few(head_dim, shared)];
+    rings.map(|rings| (Theme::AttentionDecode, rings.defines(head_dim)))
 }
 
 // === impl Kernels ===

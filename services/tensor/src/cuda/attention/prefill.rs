@@ -12,7 +12,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use crate::cuda::card::{Card, check};
-use crate::cuda::compile::{Build, Define, Theme};
+use crate::cuda::compile::{Define, Theme};
 use crate::cuda::elementwise::int;
 use crate::cuda::kv::KvLayout;
 use crate::cuda::launch::{Arg, Grid, Kernel};
@@ -96,7 +96,8 @@ impl Method {
 }
 
 /// What the kernel for heads of `head_dim` elements is compiled out of, on Hopper or elsewhere, and with.
-pub fn build(hopper: bool, head_dim: usize) -> Build {
+#[cfg(test)]
+pub fn build(hopper: bool, head_dim: usize) -> crate::cuda::compile::Build {
     let (theme, ..) = Method::of(hopper, head_dim).kernel();
     (theme, defines(head_dim))
 }

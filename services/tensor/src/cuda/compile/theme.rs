@@ -32,25 +32,6 @@ pub type Define = (&'static str, u32);
 pub type Build = (Theme, Vec<Define>);
 
 impl Theme {
-    /// All of them.
-    #[cfg(test)]
-    pub const ALL: [Theme; 10] = [
-        Theme::Elementwise,
-        Theme::Rope,
-        Theme::Gemm,
-        Theme::Pack,
-        Theme::Attention,
-        Theme::AttentionDecode,
-        Theme::AttentionPrefill,
-        Theme::AttentionPrefillMma,
-        Theme::Evidence,
-        Theme::Probe,
-    ];
-
-    /// What is compiled for every card at start, without definitions.
-    pub const ALWAYS: [Theme; 6] =
-        [Theme::Elementwise, Theme::Rope, Theme::Gemm, Theme::Pack, Theme::Attention, Theme::Evidence];
-
     /// Its name in errors and in the cache.
     pub fn name(self) -> &'static str {
         match self {
