@@ -1,29 +1,22 @@
 //! A whole model as one stage on a card, in this process.
 
-use std::ops::ControlFlow;
+mod steps;
+
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use asterism_model::stage::{Batch, Input, Span, StageInfo, StageOptions};
+use asterism_model::stage::{StageInfo, StageOptions};
 use asterism_model::{DecoderSpec, ModelError, Stage};
 use asterism_shard::{DeviceName, DeviceOptions, Weights};
-use asterism_tensor::{
-    BLOCK_ROWS, Compute, CudaLimits, EvidenceRequest, EvidenceRoom, KernelReport, Processors,
-};
+use asterism_tensor::{BLOCK_ROWS, Compute, CudaLimits, KernelReport};
 
-use super::evidence::Evidence;
+pub use self::steps::Prompts;
+use self::steps::{EVIDENCE_ROWS, Steps};
 use super::{ROUNDS, median, ms};
 
 /// Steps that are measured, after a few that are not.
 const STEPS: usize = 40;
 const WARM_STEPS: usize = 5;
-/// The most rows that want evidence: as a shard has it.
-const EVIDENCE_ROWS: usize = 128;
-/// The best ids of a row, and the penalty on what occurred: what TeleChat's sampling asks for.
-const TOP_K: usize = 64;
-const REPETITION: f32 = 1.02;
-
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct CardPlan {
@@ -47,15 +40,6 @@ pub struct CardPlan {
     pub prefill: Vec<Prompts>,
     /// The most rows of a step.
     pub max_rows: usize,
-}
-
-/// Equal prompts, written `4x2048`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prompts {
-    /// How many.
-    pub sequences: usize,
-    /// Tokens of each.
-    pub tokens: usize,
 }
 
 /// What the gateway's figures are put beside.
@@ -120,25 +104,15 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
         asterism_model::bytes(info.kv_bytes),
         info.kv_blocks * BLOCK_ROWS,
     );
-    let (rows, vocab) = (info.evidence_rows, info.spec.vocab);
-    let room = EvidenceRoom { rows, vocab, top_k: TOP_K, ids: info.max_context };
-    let evidence = Evidence::new(stage.device(), room)?;
-    let mut bench = Bench { stage, limits, evidence };
+    let mut bench = Bench { steps: Steps::new(stage)?, limits };
     let steps = bench.decode(plan)?;
     bench.prefill(&plan.prefill)?;
     Ok(Figures { steps, limits, info })
 }
 
 struct Bench {
-    stage: Stage,
+    steps: Steps,
     limits: CudaLimits,
-    evidence: Evidence,
-}
-
-/// A sequence of the bench: its tokens and its blocks.
-struct Sequence {
-    ids: Vec<u32>,
-    blocks: Vec<u32>,
 }
 
 impl Bench {
@@ -149,22 +123,23 @@ impl Bench {
         );
         let mut steps = Vec::new();
         for &rows in &plan.rows {
-            let Some(sequences) = self.sequences(Prompts { sequences: rows, tokens: plan.context }) else {
+            let Some(sequences) = self.steps.sequences(Prompts { sequences: rows, tokens: plan.context })
+            else {
                 println!("{rows:<9}  does not fit: {} tokens of KV", rows * plan.context);
                 continue;
             };
-            self.read(&sequences, plan.context - 1)?;
-            let alone = self.time(|bench| {
-                bench.step(&sequences, plan.context - 1)?;
-                Ok(bench.stage.device().synchronize()?)
+            self.steps.read(&sequences, plan.context - 1)?;
+            let alone = self.time(|steps| {
+                steps.step(&sequences, plan.context - 1)?;
+                Ok(steps.stage().device().synchronize()?)
             })?;
-            let before = self.stage.device().counters().unwrap_or_default();
-            let step = self.time(|bench| {
-                bench.step(&sequences, plan.context - 1)?;
-                bench.evidence(&sequences)
+            let before = self.steps.stage().device().counters().unwrap_or_default();
+            let step = self.time(|steps| {
+                steps.step(&sequences, plan.context - 1)?;
+                steps.evidence(&sequences)
             })?;
-            let after = self.stage.device().counters().unwrap_or_default();
-            let roofline = roofline(self.stage.info(), &self.limits, rows, plan.context);
+            let after = self.steps.stage().device().counters().unwrap_or_default();
+            let roofline = roofline(self.steps.stage().info(), &self.limits, rows, plan.context);
             println!(
                 "{rows:<9}  {:<9.3}  {:<21.3}  {:<9.1}  {:.1} % of {:.3} ms",
                 ms(step),
@@ -190,29 +165,15 @@ impl Bench {
     /// The middle time of `work`.
     fn time(
         &mut self,
-        mut work: impl FnMut(&mut Self) -> Result<(), ModelError>,
+        mut work: impl FnMut(&mut Steps) -> Result<(), ModelError>,
     ) -> Result<Duration, ModelError> {
         let mut times = Vec::with_capacity(WARM_STEPS + STEPS);
         for _ in 0..WARM_STEPS + STEPS {
             let began = Instant::now();
-            work(self)?;
+            work(&mut self.steps)?;
             times.push(began.elapsed());
         }
         Ok(median(times.split_off(WARM_STEPS)))
-    }
-
-    /// The evidence of one row of each sequence. Waits for the step.
-    fn evidence(&mut self, sequences: &[Sequence]) -> Result<(), ModelError> {
-        let top_k = TOP_K.min(self.stage.info().spec.vocab);
-        let mut requests = Vec::with_capacity(sequences.len());
-        for (row, sequence) in sequences.iter().enumerate() {
-            let ids = &sequence.ids[..];
-            let prompt_len = ids.len();
-            let processors = Processors { repetition: REPETITION, ids, prompt_len, ..Processors::NONE };
-            let (temperature, logprobs) = (None, None);
-            requests.push(EvidenceRequest { row, slot: row, processors, top_k, temperature, logprobs });
-        }
-        self.evidence.of(&self.stage, &requests).map(drop)
     }
 
     /// Whole prompts.
@@ -220,18 +181,18 @@ impl Bench {
         println!("\nprefill    ms         tokens/s   TFLOP/s   of a large multiplication");
         for &prompts in all {
             let name = prompts.to_string();
-            let Some(sequences) = self.sequences(prompts) else {
+            let Some(sequences) = self.steps.sequences(prompts) else {
                 println!("{name:<9}  does not fit: {} tokens of KV", prompts.sequences * prompts.tokens);
                 continue;
             };
             let mut times = Vec::with_capacity(ROUNDS);
             for _ in 0..=ROUNDS {
                 let began = Instant::now();
-                self.read(&sequences, prompts.tokens)?;
+                self.steps.read(&sequences, prompts.tokens)?;
                 times.push(began.elapsed());
             }
             let time = median(times.split_off(1)).as_secs_f64();
-            let rate = operations(&self.stage.info().spec, prompts) / time;
+            let rate = operations(&self.steps.stage().info().spec, prompts) / time;
             println!(
                 "{name:<9}  {:<9.2}  {:<9.0}  {:<8.0}  {:.1} %",
                 time * 1e3,
@@ -241,78 +202,6 @@ impl Bench {
             );
         }
         Ok(())
-    }
-
-    /// Sequences of random tokens in blocks of their own; `None` if the pool is too small for them.
-    fn sequences(&self, Prompts { sequences, tokens }: Prompts) -> Option<Vec<Sequence>> {
-        let info = self.stage.info();
-        let each = tokens.div_ceil(BLOCK_ROWS) as u32;
-        if tokens == 0 || sequences * each as usize > info.kv_blocks {
-            return None;
-        }
-        let mut state = 1u64;
-        let mut id = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 33) % info.spec.vocab as u64) as u32
-        };
-        let sequence = |index: u32| Sequence {
-            ids: (0..tokens).map(|_| id()).collect(),
-            blocks: (index * each..(index + 1) * each).collect(),
-        };
-        Some((0..sequences as u32).map(sequence).collect())
-    }
-
-    /// Reads the first `tokens` tokens of all sequences as prompts, as many rows a step as there may be, and waits.
-    fn read(&mut self, sequences: &[Sequence], tokens: usize) -> Result<(), ModelError> {
-        let most = self.stage.info().max_rows;
-        let last = [tokens.saturating_sub(1)];
-        let mut spans = Vec::new();
-        let mut room = most;
-        for sequence in sequences {
-            let mut start = 0;
-            while start < tokens {
-                let end = tokens.min(start + room);
-                spans.push(Span {
-                    first_position: start,
-                    token_ids: &sequence.ids[start..end],
-                    blocks: &sequence.blocks,
-                    prompt_len: tokens,
-                    evidence: if end == tokens { &last } else { &[] },
-                });
-                room -= end - start;
-                start = end;
-                if room == 0 || spans.len() == EVIDENCE_ROWS {
-                    self.run(&spans)?;
-                    spans.clear();
-                    room = most;
-                }
-            }
-        }
-        if !spans.is_empty() {
-            self.run(&spans)?;
-        }
-        Ok(self.stage.device().synchronize()?)
-    }
-
-    /// One row of each sequence, at `position`, as it was drawn.
-    fn step(&mut self, sequences: &[Sequence], position: usize) -> Result<(), ModelError> {
-        let evidence = [position];
-        let spans: Vec<Span<'_>> = sequences
-            .iter()
-            .map(|sequence| Span {
-                first_position: position,
-                token_ids: &sequence.ids[position..position + 1],
-                blocks: &sequence.blocks,
-                prompt_len: position,
-                evidence: &evidence,
-            })
-            .collect();
-        self.run(&spans)
-    }
-
-    fn run(&mut self, spans: &[Span<'_>]) -> Result<(), ModelError> {
-        let go_on = &mut |_| ControlFlow::Continue(());
-        self.stage.forward(&Batch { spans }, Input::Tokens, go_on).map(drop)
     }
 }
 
@@ -331,38 +220,4 @@ fn operations(spec: &DecoderSpec, Prompts { sequences, tokens }: Prompts) -> f64
     let attention = 2.0 * (spec.layers * spec.q_width()) as f64 * tokens * (tokens + 1.0);
     let layers = 2.0 * (spec.layer_weights() * spec.layers as u64) as f64 * tokens;
     sequences as f64 * (layers + attention + 2.0 * spec.embedding_weights() as f64)
-}
-
-impl FromStr for Prompts {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once(['x', '×']);
-        let sizes = parts.and_then(|(n, tokens)| Some((n.trim().parse().ok()?, tokens.trim().parse().ok()?)));
-        match sizes {
-            Some((sequences @ 1.., tokens @ 1..)) => Ok(Self { sequences, tokens }),
-            _ => Err(format!("{text:?} are no prompts (write 4x2048)")),
-        }
-    }
-}
-
-impl std::fmt::Display for Prompts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}x{}", self.sequences, self.tokens)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prompts_are_written_as_they_are_read() {
-        let prompts = Prompts { sequences: 4, tokens: 2048 };
-        assert_eq!("4x2048".parse(), Ok(prompts));
-        assert_eq!(prompts.to_string(), "4x2048");
-        for text in ["", "4", "x", "0x5", "5x0", "ax2", "-1x3"] {
-            assert!(text.parse::<Prompts>().is_err(), "{text:?}");
-        }
-    }
 }

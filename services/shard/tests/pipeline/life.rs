@@ -26,7 +26,9 @@ async fn a_card_that_is_none_is_said_plainly() {
     let config = ShardConfig { device: DeviceName::Cuda(4096), ..config() };
     match start(config, CancellationToken::new()).await.expect_err("no machine has so many") {
         ShardError::Device(TensorError::Library { library, .. }) => println!("without {library}"),
-        ShardError::Device(TensorError::NoCard { ordinal: 4096, .. } | TensorError::Cuda { what: "cuInit", .. }) => {}
+        ShardError::Device(
+            TensorError::NoCard { ordinal: 4096, .. } | TensorError::Cuda { what: "cuInit", .. },
+        ) => {}
         other => panic!("{other:?}"),
     }
 }
@@ -34,10 +36,13 @@ async fn a_card_that_is_none_is_said_plainly() {
 #[tokio::test]
 async fn made_up_weights_are_served_like_any() {
     let mut described = Vec::new();
-    for weights in [Weights::Synthetic(1), Weights::Synthetic(1), Weights::Synthetic(2), Weights::Checkpoint] {
-        let shard = start(ShardConfig { weights, ..config() }, CancellationToken::new()).await.expect("it starts");
+    for weights in [Weights::Synthetic(1), Weights::Synthetic(1), Weights::Synthetic(2), Weights::Checkpoint]
+    {
+        let shard =
+            start(ShardConfig { weights, ..config() }, CancellationToken::new()).await.expect("it starts");
         let mut client = client(&shard.address.to_string()).await;
-        described.push(client.describe(DescribeRequest {}).await.expect("an answer").into_inner().checkpoint_id);
+        described
+            .push(client.describe(DescribeRequest {}).await.expect("an answer").into_inner().checkpoint_id);
     }
     assert_eq!(described[0], described[1]);
     assert!(described[0] != described[2] && described[0] != described[3], "{described:?}");
