@@ -81,7 +81,8 @@ DEVICE u64 kv_head_at(const KvLayout& kv, int block, int head) {
 DEVICE int kv_tiled_at(int head_dim, int tile, int row, int dim) {
   int r = row & 7, chunk = (dim % tile) >> 3;
   int turn = tile == 64 ? r : tile == 32 ? (r >> 1) & 3 : (r >> 2) & 1;
-  return (row >> 3) * (16 * head_dim) + (dim / tile) * (16 * tile) + r * (2 * tile) + ((chunk ^ turn) << 4) + (dim & 7) * 2;
+  int line = (row >> 3) * (16 * head_dim) + (dim / tile) * (16 * tile) + r * (2 * tile);
+  return line + ((chunk ^ turn) << 4) + (dim & 7) * 2;
 }
 // Byte offset of a key's, or value's, element within its head's part of a block.
 DEVICE int kv_at(const KvLayout& kv, int element_bytes, int value, int row, int dim) {

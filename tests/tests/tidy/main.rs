@@ -13,6 +13,9 @@ use source::{Source, sources, tree};
 /// A file does one thing; past this it does several.
 const MAX_LINES: usize = 500;
 
+/// As wide as kernels may be; rustfmt sees to the rest.
+const MAX_KERNEL_COLUMNS: usize = 120;
+
 /// Names that say nothing, so that anything could be put there.
 const EMPTY_NAMES: [&str; 7] = ["util", "utils", "common", "helper", "helpers", "core", "misc"];
 
@@ -42,6 +45,27 @@ fn files_are_short() {
         })
         .collect();
     assert_none("a file has at most 500 lines", long);
+}
+
+/// NVRTC compiles them as they are embedded, without a folder to include from.
+#[test]
+fn kernels_stand_alone() {
+    let mut offences = Vec::new();
+    for path in tree().into_iter().filter(|path| extension(path) == "cu") {
+        let text = source::read(&path);
+        if !text.starts_with("//") {
+            offences.push(format!("{path}: does not begin by saying what it is for"));
+        }
+        for (index, line) in text.lines().enumerate() {
+            if line.trim_start().starts_with("#include") || line.chars().count() > MAX_KERNEL_COLUMNS {
+                offences.push(format!("{path}:{}: {line}", index + 1));
+            }
+        }
+    }
+    assert_none(
+        "a file of kernels includes nothing, has a purpose, and lines of at most 120 columns",
+        offences,
+    );
 }
 
 #[test]

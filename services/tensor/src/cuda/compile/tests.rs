@@ -186,10 +186,3 @@ fn a_fault_is_told_in_the_compilers_words() {
     let log = nvrtc::compile("#line 1 \"theme.cu\"\nmistake", &options, &target).err().unwrap();
     assert!(log.contains("theme.cu") && log.contains("mistake"), "{log}");
 }
-
-#[test]
-fn sources_include_nothing() {
-    for theme in THEMES {
-        assert!(!source(theme).contains("#include"), "{}", theme.name());
-    }
-}
