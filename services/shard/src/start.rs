@@ -184,6 +184,13 @@ fn spawn_device(
         for (part, took) in times.parts() {
             tracing::info!(part, seconds = took.as_secs_f64(), "start");
         }
+        if let Some(kernels) = stage.device().kernel_report() {
+            let (compiled, cached) = (kernels.compiled, kernels.cached);
+            tracing::info!(compiled, cached, seconds = kernels.time.as_secs_f64(), "kernels");
+            if let Some(why) = kernels.not_kept {
+                tracing::warn!(why, "kernels cannot be kept: the next start compiles them again");
+            }
+        }
         if let Some(plans) = stage.device().matmul_plans().filter(|plans| !plans.are_deterministic()) {
             let (unequal, verified) = (plans.unequal, plans.verified);
             tracing::warn!(unequal, verified, "some multiplications depend on how many rows they have");
