@@ -47,7 +47,7 @@ pub struct AnswerReader {
 }
 
 /// The driver's end of an [`AnswerStream`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AnswerSender {
     events: mpsc::Sender<Buffered>,
     waiting_bytes: Arc<AtomicUsize>,

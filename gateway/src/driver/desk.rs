@@ -73,7 +73,18 @@ impl Desk {
 
     /// Ends what nobody reads any more.
     pub fn drop_cancelled(&mut self) {
-        for sequence in self.requests.cancelled().take() {
+        let cancelled = self.requests.cancelled().take();
+        self.drop_unread(cancelled);
+    }
+
+    /// Hands readers what was written for them.
+    pub fn flush(&mut self) {
+        let unread = self.requests.flush();
+        self.drop_unread(unread);
+    }
+
+    fn drop_unread(&mut self, unread: impl IntoIterator<Item = SequenceId>) {
+        for sequence in unread {
             self.scheduler.end(sequence);
             self.requests.remove(sequence);
         }
@@ -94,6 +105,7 @@ impl Desk {
 
     /// Ends an epoch: what ran fails, what waits goes on waiting.
     pub fn end(&mut self, why: &str) {
+        self.flush();
         let limits = *self.scheduler.limits();
         for sequence in self.scheduler.reset(limits).running {
             let failure = Failure::new(Reason::Unavailable, format!("the pipeline was lost: {why}"));

@@ -68,6 +68,8 @@ impl<'d> Epoch<'d> {
             if let Err(end) = self.send_plans() {
                 return end;
             }
+            // A shard waits for its plan, so readers come after it.
+            self.desk.flush();
             if let Some(end) = self.finished().await {
                 return end;
             }

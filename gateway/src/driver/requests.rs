@@ -6,7 +6,7 @@ use std::sync::Arc;
 use asterism_proto::v1::generate_response::Event;
 use asterism_proto::{Failure, Reason, v1};
 
-use super::answer::{AnswerReader, AnswerSender, AnswerStream, Undeliverable, answer};
+use super::answer::{AnswerReader, AnswerSender, AnswerStream, answer};
 use super::cancel::Cancelled;
 use super::writer::{Stops, Writer};
 use crate::sampler::{Sampling, Token};
@@ -50,7 +50,7 @@ pub struct Request {
 pub enum Delivered {
     /// Another token is wanted.
     Continues,
-    /// Its answer is over, or nobody reads it.
+    /// Its answer is over.
     Over,
 }
 
@@ -61,6 +61,15 @@ pub struct Requests {
     by_id: HashMap<String, SequenceId>,
     last: SequenceId,
     cancelled: Cancelled,
+    /// What readers are to get, once the next step is on its way.
+    unsent: Vec<Unsent>,
+}
+
+/// An event that waits for [`Requests::flush`].
+struct Unsent {
+    sequence: SequenceId,
+    answer: AnswerSender,
+    event: Event,
 }
 
 impl Requests {
@@ -72,6 +81,7 @@ impl Requests {
             by_id: HashMap::new(),
             last: 0,
             cancelled: Cancelled::default(),
+            unsent: Vec::new(),
         }
     }
 
@@ -136,7 +146,8 @@ impl Requests {
         Some(request)
     }
 
-    /// Passes a drawn token on to its reader; a request that is over with it is forgotten.
+    /// Writes a drawn token for its reader, who gets it with the next [`Requests::flush`]: what a card waits for goes
+    /// first. A request that is over with it is forgotten.
     pub fn deliver(&mut self, sequence: SequenceId, token: Token) -> Delivered {
         let Some(request) = self.by_sequence.get_mut(&sequence) else { return Delivered::Over };
         let logprobs = token.logprobs.map(|logprobs| {
@@ -151,51 +162,54 @@ impl Requests {
             }
         });
         let written = request.writer.token(token.id, logprobs);
-        match request.send(written.delta, written.finished) {
-            Ok(Delivered::Continues) => Delivered::Continues,
-            Ok(Delivered::Over) | Err(_) => {
-                self.remove(sequence);
-                Delivered::Over
+        let over = written.finished.is_some();
+        let events =
+            written.into_events().map(|event| Unsent { sequence, answer: request.answer.clone(), event });
+        self.unsent.extend(events);
+        if !over {
+            return Delivered::Continues;
+        }
+        self.remove(sequence);
+        Delivered::Over
+    }
+
+    /// Hands readers what was written for them, and returns the sequences that nobody will read on: their readers are gone, or
+    /// too slow and were told so.
+    pub fn flush(&mut self) -> Vec<SequenceId> {
+        let mut unread = Vec::new();
+        for Unsent { sequence, answer, event } in self.unsent.drain(..) {
+            if answer.send(event).is_err() {
+                unread.push(sequence);
             }
         }
+        unread
     }
 
     /// Ends a request with what it has, at its caller's wish.
     pub fn abort(&mut self, sequence: SequenceId) {
         if let Some(mut request) = self.remove(sequence) {
-            let written = request.writer.abort();
-            // A reader that is gone needs no end.
-            let _ = request.send(written.delta, written.finished);
+            self.flush();
+            for event in request.writer.abort().into_events() {
+                // A reader that is gone needs no end.
+                let _ = request.answer.send(event);
+            }
         }
     }
 
     /// Ends a request with a failure.
     pub fn fail(&mut self, sequence: SequenceId, failure: Failure) {
         if let Some(request) = self.remove(sequence) {
+            self.flush();
             request.answer.fail(failure);
         }
     }
 
     /// Ends all requests with a failure.
     pub fn fail_all(&mut self, reason: Reason, message: &str) {
+        self.flush();
         self.by_id.clear();
         for request in std::mem::take(&mut self.by_sequence).into_values() {
             request.answer.fail(Failure::new(reason, message));
-        }
-    }
-}
-
-impl Request {
-    fn send(&self, delta: v1::Delta, finished: Option<v1::Finished>) -> Result<Delivered, Undeliverable> {
-        if !delta.token_ids.is_empty() || !delta.text.is_empty() {
-            self.answer.send(Event::Delta(delta))?;
-        }
-        match finished {
-            None => Ok(Delivered::Continues),
-            Some(finished) => {
-                self.answer.send(Event::Finished(finished))?;
-                Ok(Delivered::Over)
-            }
         }
     }
 }

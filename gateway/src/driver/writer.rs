@@ -1,6 +1,7 @@
 //! From drawn tokens to an answer's events: text, stop ids, stop strings, limits. No async, no clock.
 
 use asterism_proto::v1;
+use asterism_proto::v1::generate_response::Event;
 
 use crate::text::{Decoder, StopStrings};
 
@@ -32,6 +33,15 @@ pub struct Written {
     pub delta: v1::Delta,
     /// Set with the last token.
     pub finished: Option<v1::Finished>,
+}
+
+impl Written {
+    /// As its reader gets it.
+    pub fn into_events(self) -> impl Iterator<Item = Event> {
+        let Self { delta, finished } = self;
+        let delta = (!delta.token_ids.is_empty() || !delta.text.is_empty()).then_some(Event::Delta(delta));
+        delta.into_iter().chain(finished.map(Event::Finished))
+    }
 }
 
 impl Writer {

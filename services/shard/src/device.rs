@@ -20,12 +20,14 @@ use crate::epoch::{DeviceEnd, Epoch};
 use crate::evidence::{Context, WholeRow};
 use crate::report::{Doing, StageClock};
 use crate::sequences::{Room, Sequences};
-use crate::step::{Machine, Reign, StepError};
+use crate::step::{Machine, Reign, StepError, is_ahead};
 
 /// How long the edge to the next stage may take to open.
 const EDGE_DEADLINE: Duration = Duration::from_secs(10);
 /// Turns of idling between two looks at a card: a microsecond or a few.
 const IDLE_TURNS: u32 = 64;
+/// How long a card's thread looks for the next plan before it sleeps: longer than a plan takes through a gateway.
+const SOON: Duration = Duration::from_millis(3);
 
 /// What the service asks of the device thread.
 #[derive(Debug)]
@@ -143,6 +145,12 @@ impl DeviceThread {
             reign.clock.add(Doing::Computing, start.elapsed());
             return next;
         }
+        if is_ahead(&machine.stage)
+            && let Some(next) = soon(commands, reign)
+        {
+            reign.clock.add(Doing::WaitingForPlan, start.elapsed());
+            return next;
+        }
         let Reign { epoch, plans, clock, .. } = reign;
         let next = machine.runtime.block_on(async {
             tokio::select! {
@@ -255,6 +263,30 @@ fn beside(machine: &mut Machine, commands: &mut mpsc::Receiver<Command>, reign: 
         }
         std::thread::yield_now();
     }
+}
+
+/// What is next, if it comes within [`SOON`]: a card that has nothing to do should not also wait for a thread to wake.
+fn soon(commands: &mut mpsc::Receiver<Command>, reign: &mut Reign) -> Option<Next> {
+    let start = Instant::now();
+    while start.elapsed() < SOON {
+        if reign.epoch.is_over() {
+            return Some(Next::EpochOver);
+        }
+        match commands.try_recv() {
+            Ok(command) => return Some(Next::Command(command)),
+            Err(mpsc::error::TryRecvError::Disconnected) => return Some(Next::End),
+            Err(mpsc::error::TryRecvError::Empty) => {}
+        }
+        match reign.plans.try_recv() {
+            Ok(plan) => return Some(Next::Plan(plan)),
+            Err(mpsc::error::TryRecvError::Disconnected) => return Some(Next::EpochOver),
+            Err(mpsc::error::TryRecvError::Empty) => {}
+        }
+        for _ in 0..IDLE_TURNS {
+            std::hint::spin_loop();
+        }
+    }
+    None
 }
 
 /// Does a part of a step. What goes wrong ends the epoch; a failure of the device is given on.

@@ -176,6 +176,12 @@ impl Reign {
         let epoch = self.epoch.holder.epoch;
         let report = StepReport { epoch, step, evidence, times: Some(self.clock.take()) };
         let Self { epoch, reports, clock, .. } = self;
+        let report = match reports.try_send(report) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Full(report) | mpsc::error::TrySendError::Closed(report)) => {
+                report
+            }
+        };
         let sent = async {
             tokio::select! {
                 why = epoch.over() => Err(why),
@@ -272,7 +278,7 @@ impl Reign {
 }
 
 /// Whether the device goes on by itself with what it was given.
-fn is_ahead(stage: &Stage) -> bool {
+pub fn is_ahead(stage: &Stage) -> bool {
     matches!(stage.device(), Device::Cuda(_))
 }
 

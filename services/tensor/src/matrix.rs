@@ -129,7 +129,9 @@ impl<'a> MatrixBuilder<'a> {
             outputs += group.selected();
         }
         match &self.bias {
-            Some(bias) if bias.len() != outputs => Err(TensorError::Bias { columns: outputs, got: bias.len() }),
+            Some(bias) if bias.len() != outputs => {
+                Err(TensorError::Bias { columns: outputs, got: bias.len() })
+            }
             _ => Ok(outputs),
         }
     }

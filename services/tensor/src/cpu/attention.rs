@@ -26,8 +26,8 @@ use super::disjoint::Disjoint;
 use super::element::Element;
 use super::isa::Isa;
 use super::simd::{Kernel, LANES, Pair, Simd};
-use crate::kv::{BLOCK_ROWS, Layout};
 use crate::RopeTables;
+use crate::kv::{BLOCK_ROWS, Layout};
 use crate::rows::PlacedSpan;
 
 mod correct;

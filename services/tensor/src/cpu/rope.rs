@@ -11,8 +11,8 @@ use super::disjoint::Disjoint;
 use super::kv::{Placed, write};
 use super::simd::{Kernel, LANES, Simd};
 use crate::kv::{BLOCK_ROWS, KvPool, MAX_HEAD_DIM};
-use crate::{RopeTables, TensorError};
 use crate::rows::PlacedSpan;
+use crate::{RopeTables, TensorError};
 
 /// One layer's rotation and KV write, checked.
 pub struct RopeKvWrite<'a> {
@@ -28,12 +28,7 @@ pub struct RopeKvWrite<'a> {
 
 impl RopeKvWrite<'_> {
     /// Rotates the queries in `qkv` (rows Q|K|V) in place, writes rotated keys and values into `kv`.
-    pub fn run<E: Placed>(
-        &self,
-        cpu: &Cpu,
-        qkv: &mut [E],
-        kv: &mut KvPool,
-    ) -> Result<(), TensorError> {
+    pub fn run<E: Placed>(&self, cpu: &Cpu, qkv: &mut [E], kv: &mut KvPool) -> Result<(), TensorError> {
         let spec = *kv.spec();
         let cols = (self.heads + 2 * spec.kv_heads) * spec.head_dim;
         let group = self.heads / spec.kv_heads.max(1);

@@ -7,7 +7,7 @@ use half::bf16;
 
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::isa::Isa;
-use crate::cpu::matrix::{PackedMatrix, PANEL};
+use crate::cpu::matrix::{PANEL, PackedMatrix};
 use crate::cpu::pool::Worker;
 use crate::cpu::simd::dispatch;
 

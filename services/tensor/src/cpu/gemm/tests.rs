@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::plan::K_BLOCK;
 use super::*;
 use crate::Dtype;
-use crate::cpu::bf16::{round, widen};
 use crate::MatrixBuilder;
+use crate::cpu::bf16::{round, widen};
 use crate::cpu::pack::{Columns, Layout};
 
 mod accuracy;

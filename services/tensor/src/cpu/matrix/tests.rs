@@ -131,7 +131,8 @@ fn bf16_compute_rounds_once_and_flushes_denormals() {
         [0x0001_u16, 0x8001, 0x007f, 0x0080, 0x3f80].iter().flat_map(|bits| bits.to_le_bytes()).collect();
     let flushed = build(&denormals, Dtype::Bf16, Compute::Bf16);
     let kept = build(&denormals, Dtype::Bf16, Compute::F32);
-    let bits = |matrix: &PackedMatrix| [0, 1, 2, 3, 4].map(|column| unpack(matrix, 0, column).to_bits() >> 16);
+    let bits =
+        |matrix: &PackedMatrix| [0, 1, 2, 3, 4].map(|column| unpack(matrix, 0, column).to_bits() >> 16);
     assert_eq!(bits(&flushed), [0, 0x8000, 0, 0x0080, 0x3f80]);
     assert_eq!(bits(&kept), [0x0001, 0x8001, 0x007f, 0x0080, 0x3f80]);
 }

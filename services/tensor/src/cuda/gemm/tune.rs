@@ -22,10 +22,11 @@ use crate::{Compute, Dtype, TensorError};
 const SAMPLES: usize = 5;
 
 /// A candidate whose first time is this much above the best is not timed again.
-const HOPELESS: f32 = 1.15;
+const HOPELESS: f32 = 1.1;
 
-/// Milliseconds of work in one time taken, so that the launch does not show.
-const SAMPLE_MS: f32 = 0.4;
+/// Milliseconds of work in a candidate's first time, so that the launch does not show, and in each of those that decide.
+const FIRST_MS: f32 = 0.4;
+const SAMPLE_MS: f32 = 1.5;
 
 /// A multiplication to find a plan for, and all matrices of its shape.
 #[derive(Debug)]
@@ -183,7 +184,7 @@ impl<'a> Bench<'a> {
         mut trials: Vec<Trial>,
     ) -> Result<Option<Algorithm>, TensorError> {
         for trial in &mut trials {
-            self.sample(task, problem, trial)?;
+            self.sample(task, problem, trial, FIRST_MS)?;
             // The run that was compared may have been the first of its kernel, which loads it.
             trial.times.remove(0);
         }
@@ -191,10 +192,14 @@ impl<'a> Bench<'a> {
         let best = trials.iter().map(first).fold(f32::MAX, f32::min);
         trials.retain(|trial| first(trial) <= best * HOPELESS);
         if trials.len() > 1 {
-            for _ in 1..SAMPLES {
+            // In turns, so that whatever else slows the card falls on all of them.
+            for _ in 0..SAMPLES {
                 for trial in &mut trials {
-                    self.sample(task, problem, trial)?;
+                    self.sample(task, problem, trial, SAMPLE_MS)?;
                 }
+            }
+            for trial in &mut trials {
+                trial.times.remove(0);
             }
         }
         let middle = |trial: &Trial| {
@@ -212,10 +217,11 @@ impl<'a> Bench<'a> {
         task: &Task<'_>,
         problem: &mut Problem,
         trial: &mut Trial,
+        work_ms: f32,
     ) -> Result<(), TensorError> {
         let gemm = self.gemm;
-        let estimate = trial.times.first().copied().unwrap_or(SAMPLE_MS).max(SAMPLE_MS / 8.0);
-        let runs = (SAMPLE_MS / estimate).ceil().max(1.0);
+        let estimate = trial.times.first().copied().unwrap_or(work_ms).max(work_ms / 16.0);
+        let runs = (work_ms / estimate).ceil().max(1.0);
         self.start.record(&gemm.card.compute)?;
         for _ in 0..runs as usize {
             self.turn += 1;
