@@ -5,10 +5,12 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use asterism_process::awake::{AwakeGuard, Wakefulness};
 use asterism_proto::shard::v1::{DrainRequest, Evidence as WireEvidence, FetchLogitsRequest, StepReport};
 use asterism_proto::{Failure, Reason};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, Sleep, interval};
 
 use super::beats::Beats;
@@ -39,6 +41,10 @@ pub struct Epoch<'d> {
     draining: Vec<usize>,
     /// Set once the gateway shuts down: when it waits no longer.
     leaving: Option<Pin<Box<Sleep>>>,
+    /// Of a pipeline with cards.
+    wakefulness: Option<Wakefulness>,
+    /// While steps are under way there.
+    awake: Option<AwakeGuard>,
 }
 
 impl<'d> Epoch<'d> {
@@ -46,6 +52,7 @@ impl<'d> Epoch<'d> {
     pub fn new(desk: &'d mut Desk, joined: Joined) -> Self {
         let stages = joined.pipeline.members.len();
         let beats = Beats::new(stages, desk.settings.beat_limit, Instant::now());
+        let wakefulness = joined.pipeline.has_cards().then(|| Wakefulness::of(&Handle::current()));
         Self {
             desk,
             joined,
@@ -55,6 +62,8 @@ impl<'d> Epoch<'d> {
             pace: PaceMeter::default(),
             draining: Vec::new(),
             leaving: None,
+            wakefulness,
+            awake: None,
         }
     }
 
@@ -70,6 +79,7 @@ impl<'d> Epoch<'d> {
             }
             // A shard waits for its plan, so readers come after it.
             self.desk.flush();
+            self.stay_awake();
             if let Some(end) = self.finished().await {
                 return end;
             }
@@ -118,6 +128,15 @@ impl<'d> Epoch<'d> {
             self.joined.streams.send(&plan)?;
         }
         Ok(())
+    }
+
+    /// Sleeps only where no card is about to wait.
+    fn stay_awake(&mut self) {
+        if self.flights.is_empty() {
+            self.awake = None;
+        } else if self.awake.is_none() {
+            self.awake = self.wakefulness.as_ref().map(Wakefulness::guard);
+        }
     }
 
     /// Whether there is nothing left to wait for, where the epoch shall end then.

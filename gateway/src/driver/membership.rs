@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use asterism_proto::PROTOCOL_VERSION;
-use asterism_proto::shard::v1::{Compute, DescribeResponse, ModelSpec};
+use asterism_proto::shard::v1::{Compute, DescribeResponse, DeviceKind, ModelSpec};
 
 use super::mismatch::Mismatch;
 use crate::scheduler::BLOCK_ROWS;
@@ -49,6 +49,11 @@ pub struct Capacity {
 }
 
 impl Pipeline {
+    /// Whether a stage is on a card, which waits for every plan.
+    pub fn has_cards(&self) -> bool {
+        self.members.iter().any(|member| member.description.device_kind() == DeviceKind::Cuda)
+    }
+
     /// Checks that `members`, in any order, hold every layer of one model exactly once, and put them in order.
     ///
     /// # Errors

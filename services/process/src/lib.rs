@@ -2,6 +2,7 @@
 //!
 //! What every service needs and none should do in its own way. Knows nothing of models or of the services' contracts.
 
+pub mod awake;
 pub mod channel;
 pub mod config;
 pub mod health;

@@ -2,10 +2,10 @@
 
 use asterism_model::stage::StageInfo;
 use asterism_proto::PROTOCOL_VERSION;
-use asterism_proto::shard::v1::{Compute as WireCompute, DescribeResponse, ModelSpec};
+use asterism_proto::shard::v1::{Compute as WireCompute, DescribeResponse, DeviceKind, ModelSpec};
 use asterism_tensor::{BLOCK_ROWS, Compute};
 
-use crate::config::ShardConfig;
+use crate::config::{DeviceName, ShardConfig};
 use crate::sequences::Room;
 
 /// All but who holds it.
@@ -45,6 +45,11 @@ pub fn describe(config: &ShardConfig, info: &StageInfo, logits_slots: usize) -> 
         holder_lives: false,
         draining: false,
         advertised_address: config.advertise.clone().unwrap_or_default(),
+        device_kind: match config.device {
+            DeviceName::Cpu => DeviceKind::Cpu,
+            DeviceName::Cuda(_) => DeviceKind::Cuda,
+        }
+        .into(),
     }
 }
 

@@ -151,6 +151,7 @@ impl DeviceThread {
             reign.clock.add(Doing::WaitingForPlan, start.elapsed());
             return next;
         }
+        reign.awake = None;
         let Reign { epoch, plans, clock, .. } = reign;
         let next = machine.runtime.block_on(async {
             tokio::select! {
@@ -209,6 +210,7 @@ impl DeviceThread {
             clock: StageClock::default(),
             staged: None,
             under_way: VecDeque::new(),
+            awake: None,
         })
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use asterism_process::awake::Wakefulness;
 use asterism_process::channel::{self, CONTROL_MESSAGE_LIMIT, FRAME_MESSAGE_LIMIT, Traffic};
 use asterism_process::config::{Mistakes, Settings as _};
 use asterism_process::health::Health;
@@ -24,7 +25,7 @@ use crate::error::ShardError;
 use crate::load::{self, Loaded, Progress, StartTimes};
 use crate::report::Heart;
 use crate::service::{Ready, ShardService};
-use crate::step::Machine;
+use crate::step::{Machine, is_ahead};
 
 /// Commands that wait for the device thread.
 const COMMAND_QUEUE: usize = 64;
@@ -204,7 +205,8 @@ fn spawn_device(
         let (commands, queue) = mpsc::channel::<Command>(COMMAND_QUEUE);
         let description = describe::describe(&config, info, logits_slots);
         let largest = info.max_rows as u64 * info.row_bytes() as u64;
-        let machine = Machine { stage, edges, logits, heart, runtime };
+        let wakefulness = is_ahead(&stage).then(|| Wakefulness::of(&runtime));
+        let machine = Machine { stage, edges, logits, heart, runtime, wakefulness };
         if told.send(Ok((Ready { description, largest, commands }, times))).is_ok()
             && let Err(error) = (DeviceThread { machine, room, commands: queue }).run()
         {

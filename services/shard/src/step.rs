@@ -8,10 +8,12 @@
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use asterism_link::{Receiver, Sender, StepBytes};
 use asterism_model::stage::{Batch, Input, Output, Span};
 use asterism_model::{ModelError, Stage};
+use asterism_process::awake::{AwakeGuard, Wakefulness};
 use asterism_proto::shard::v1::{Evidence, StepPlan, StepReport};
 use asterism_proto::{Failure, Reason};
 use asterism_tensor::{Device, EdgeBuffer, StepTimes, TensorError};
@@ -24,6 +26,9 @@ use crate::evidence::{Context, LogitsRows, Wanted};
 use crate::plan::{PlanRefusal, Step, StepSpan};
 use crate::report::{Doing, Heart, StageClock, Work};
 use crate::sequences::Sequences;
+
+/// Longer than the stages before usually take.
+const INPUT_SOON: Duration = Duration::from_millis(50);
 
 /// The device, and what is used with it in every epoch.
 #[derive(Debug)]
@@ -38,6 +43,8 @@ pub struct Machine {
     pub heart: Arc<Heart>,
     /// For waits on channels.
     pub runtime: Handle,
+    /// Of the runtime, where a card would wait for it.
+    pub wakefulness: Option<Wakefulness>,
 }
 
 /// An epoch, as the device thread has it. Dropping it frees all that belongs to it.
@@ -61,6 +68,8 @@ pub struct Reign {
     pub staged: Option<StagedStep>,
     /// Steps that were begun and are not finished, the oldest first.
     pub under_way: VecDeque<UnderWay>,
+    /// From a card's step on until no plan follows.
+    pub awake: Option<AwakeGuard>,
 }
 
 /// A step between its beginning and its end.
@@ -113,6 +122,9 @@ impl Reign {
     /// The plan is refused, the epoch is over, or the device has failed.
     pub fn begin(&mut self, machine: &mut Machine, plan: StepPlan) -> Result<(), StepError> {
         let step = self.sequences.apply(plan).map_err(Failure::from)?;
+        if self.awake.is_none() {
+            self.awake = machine.wakefulness.as_ref().map(Wakefulness::guard);
+        }
         let (work, evidence) = match step.spans.is_empty() {
             true => (None, Vec::new()),
             false => {
@@ -242,9 +254,10 @@ impl Reign {
         let staged = match self.staged.take() {
             Some(staged) => staged,
             None => {
-                let receiving = receiver.receive();
-                let received =
-                    self.clock.time(Doing::WaitingForInput, || machine.runtime.block_on(receiving));
+                let received = self.clock.time(Doing::WaitingForInput, || {
+                    let soon = machine.wakefulness.as_ref().and_then(|_| soon(receiver));
+                    soon.map_or_else(|| machine.runtime.block_on(receiver.receive()), Ok)
+                });
                 let received = received.map_err(|error| Epoch::edge_failure(&error))?;
                 self.clock.time(Doing::Computing, || machine.edges.stage(&received))?
             }
@@ -274,6 +287,18 @@ impl Reign {
         let sending = sender.send(step);
         let sent = self.clock.time(Doing::WaitingForOutput, || machine.runtime.block_on(sending));
         sent.map_err(|error| Epoch::edge_failure(&error))
+    }
+}
+
+/// A step's activations, if they come within [`INPUT_SOON`]: a card's thread looks for them in place of sleeping.
+fn soon(receiver: &mut Receiver) -> Option<StepBytes> {
+    let start = Instant::now();
+    loop {
+        match receiver.try_receive() {
+            Some(received) => return Some(received),
+            None if start.elapsed() > INPUT_SOON => return None,
+            None => std::thread::yield_now(),
+        }
     }
 }
 

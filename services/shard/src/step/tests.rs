@@ -27,7 +27,8 @@ impl Stand {
         let room = describe::room(stage.info(), logits_slots);
         let runtime = Runtime::new().expect("threads");
         let heart = Arc::default();
-        let machine = Machine { stage, edges, logits, heart, runtime: runtime.handle().clone() };
+        let machine =
+            Machine { stage, edges, logits, heart, runtime: runtime.handle().clone(), wakefulness: None };
         Self { machine, room, _runtime: runtime }
     }
 
@@ -61,6 +62,7 @@ impl Stand {
             clock: StageClock::default(),
             staged: None,
             under_way: VecDeque::new(),
+            awake: None,
         };
         (reign, run)
     }
