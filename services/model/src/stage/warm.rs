@@ -1,6 +1,7 @@
 //! What a card finds out and records while a stage is loaded, so that no step compiles, tunes or takes memory.
 
 use std::ops::ControlFlow;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use asterism_tensor::{BLOCK_ROWS, Device, Dtype, Matrix};
@@ -11,8 +12,20 @@ use super::{Batch, Input, Span, Stage, StageOptions};
 use crate::ModelError;
 use crate::layer::Layer;
 
+/// One stage of a process at a time finds out and records: times taken beside each other's work would be wrong, and a library
+/// that loads its code beside a recording may fail.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Plans all multiplications by these weights. That needs memory for a while, so it comes before the rest is taken.
 pub(super) fn plan(device: &Device, weights: &Weights, options: &StageOptions) -> Result<(), ModelError> {
+    if matches!(device, Device::Cpu(_)) {
+        return Ok(());
+    }
+    let _alone = alone();
     let layers: Vec<&Matrix> = weights.layers.iter().flat_map(Layer::matrices).collect();
     device.prepare_matmul(&layers, options.max_rows, options.compute.dtype())?;
     if let Some((_, head)) = &weights.head {
@@ -29,6 +42,7 @@ impl Stage {
         if matches!(self.device, Device::Cpu(_)) {
             return Ok(began.elapsed());
         }
+        let _alone = alone();
         let rows = BLOCK_ROWS.min(self.info.max_rows).min(self.info.max_context);
         let last = [rows - 1];
         let prompt = vec![0; rows];

@@ -1,4 +1,5 @@
 use asterism_link::LinkKind;
+use asterism_process::config::Bytes;
 use asterism_proto::shard::v1::{Holder, SequenceStart, Setting, Span as WireSpan};
 use tokio::runtime::Runtime;
 
@@ -21,7 +22,8 @@ impl Stand {
     fn new(device: DeviceName) -> Self {
         let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/tiny-52b");
         let (max_rows, max_context) = (Some(32), Some(64));
-        let config = ShardConfig { device, max_rows, max_context, ..ShardConfig::new(tiny) };
+        let memory = Some(Bytes(1 << 30));
+        let config = ShardConfig { device, max_rows, max_context, memory, ..ShardConfig::new(tiny) };
         let loaded = load::load(&config, &Progress::default()).expect("the tiny model");
         let Loaded { stage, edges, logits, logits_slots, .. } = loaded;
         let room = describe::room(stage.info(), logits_slots);
