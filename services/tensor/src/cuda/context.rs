@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
 
@@ -55,6 +55,15 @@ pub struct Counters {
     pub captures: u64,
     /// Whole graphs enqueued.
     pub graph_launches: u64,
+}
+
+/// Held while a graph is recorded, and by calls in which the driver waits for all of a card: one that came meanwhile from
+/// another thread of the process, which may have a stage on the same card, would spoil the recording.
+static RECORDING: Mutex<()> = Mutex::new(());
+
+/// See [`RECORDING`].
+pub fn undisturbed() -> MutexGuard<'static, ()> {
+    RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Wraps a driver's answer.

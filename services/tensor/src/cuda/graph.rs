@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use cudarc::driver::{result, sys};
 
 use crate::TensorError;
 use crate::cuda::card::Card;
-use crate::cuda::context::{Context, check};
+use crate::cuda::context::{Context, check, undisturbed};
 
 /// More keys than this are not recorded: their operations are enqueued one by one.
 const MOST_GRAPHS: usize = 256;
@@ -34,6 +34,7 @@ unsafe impl Send for Graph {}
 struct Recording<'a> {
     card: &'a Card,
     open: bool,
+    _undisturbed: MutexGuard<'static, ()>,
 }
 
 /// What was recorded.
@@ -106,13 +107,14 @@ impl Drop for Graph {
 
 impl<'a> Recording<'a> {
     fn begin(card: &'a Card) -> Result<Recording<'a>, TensorError> {
+        let undisturbed = undisturbed();
         card.context().bind()?;
         card.context().count(|counters| &counters.captures);
         // Other threads may take memory and wait for their streams meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives; were it recording already, the driver would refuse.
         check("cuStreamBeginCapture", unsafe { result::stream::begin_capture(card.compute.raw(), mode) })?;
-        Ok(Recording { card, open: true })
+        Ok(Recording { card, open: true, _undisturbed: undisturbed })
     }
 
     fn end(mut self) -> Result<Recorded, TensorError> {

@@ -10,7 +10,7 @@ use cudarc::driver::{result, sys};
 use crate::TensorError;
 use crate::cuda::card::Card;
 use crate::cuda::compile::Theme;
-use crate::cuda::context::{Context, check, message};
+use crate::cuda::context::{Context, check, message, undisturbed};
 use crate::cuda::stream::Stream;
 
 /// A theme's kernels on the card.
@@ -79,6 +79,7 @@ impl Module {
         context.count(|counters| &counters.allocations);
         // PTX is text and must end with a zero byte; a cubin does not mind one.
         let image: Vec<u8> = image.iter().copied().chain([0]).collect();
+        let _undisturbed = undisturbed();
         // SAFETY: the image is whole and lives during the call.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
             .map_err(|error| TensorError::Kernel { theme: theme.name(), log: message(&error) })?;
@@ -158,6 +159,7 @@ impl Kernel {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
+        let _undisturbed = undisturbed();
         if self.context.bind().is_ok() {
             // SAFETY: loaded once, unloaded once.
             let _ = unsafe { result::module::unload(self.module) };

@@ -14,6 +14,7 @@ use super::chain::Product;
 use super::plan::PlanKey;
 use super::store::Algorithm;
 use crate::cuda::card::Card;
+use crate::cuda::context::undisturbed;
 use crate::cuda::memory::DeviceMemory;
 use crate::{Dtype, TensorError};
 
@@ -63,6 +64,7 @@ impl Library {
     /// Opens it for a card.
     pub fn new(card: &Arc<Card>) -> Result<Library, TensorError> {
         let workspace = DeviceMemory::zeroed(card.context(), WORKSPACE)?;
+        let _undisturbed = undisturbed();
         let handle = check("cublasLtCreate", result::create_handle())?;
         Ok(Library { card: Arc::clone(card), handle, workspace })
     }
@@ -211,6 +213,7 @@ impl Library {
 
 impl Drop for Library {
     fn drop(&mut self) {
+        let _undisturbed = undisturbed();
         if self.card.context().bind().is_ok() {
             // SAFETY: created once, destroyed once.
             let _ = unsafe { result::destroy_handle(self.handle) };
