@@ -74,10 +74,12 @@ impl<'d> Epoch<'d> {
         let mut checks = interval((self.desk.settings.beat_limit / 4).min(Duration::from_secs(1)));
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if let Err(end) = self.send_plans() {
-                return end;
+            match self.send_plans() {
+                // A shard waits for its plan, so readers come after it: the plan's way to the socket is other tasks' work.
+                Ok(true) => tokio::task::yield_now().await,
+                Ok(false) => {}
+                Err(end) => return end,
             }
-            // A shard waits for its plan, so readers come after it.
             self.desk.flush();
             self.stay_awake();
             if let Some(end) = self.finished().await {
@@ -112,7 +114,9 @@ impl<'d> Epoch<'d> {
         }
     }
 
-    fn send_plans(&mut self) -> Result<(), EpochEnd> {
+    /// Plans what can be planned; whether there was something.
+    fn send_plans(&mut self) -> Result<bool, EpochEnd> {
+        let mut sent = false;
         while let Some(step) = self.desk.scheduler.next_step() {
             let requests = &mut self.desk.requests;
             let setting = |sequence| {
@@ -126,8 +130,9 @@ impl<'d> Epoch<'d> {
                 self.pace.planned(now);
             }
             self.joined.streams.send(&plan)?;
+            sent = true;
         }
-        Ok(())
+        Ok(sent)
     }
 
     /// Sleeps only where no card is about to wait.
