@@ -241,6 +241,15 @@ impl DeviceThread {
     }
 }
 
+/// What the service asks by now.
+fn asked(commands: &mut mpsc::Receiver<Command>) -> Option<Next> {
+    match commands.try_recv() {
+        Ok(command) => Some(Next::Command(command)),
+        Err(mpsc::error::TryRecvError::Disconnected) => Some(Next::End),
+        Err(mpsc::error::TryRecvError::Empty) => None,
+    }
+}
+
 /// What is next while a step is under way.
 fn beside(machine: &mut Machine, commands: &mut mpsc::Receiver<Command>, reign: &mut Reign) -> Next {
     loop {
@@ -250,10 +259,8 @@ fn beside(machine: &mut Machine, commands: &mut mpsc::Receiver<Command>, reign: 
         if reign.is_done() {
             return Next::Finish;
         }
-        match commands.try_recv() {
-            Ok(command) => return Next::Command(command),
-            Err(mpsc::error::TryRecvError::Disconnected) => return Next::End,
-            Err(mpsc::error::TryRecvError::Empty) => {}
+        if let Some(asked) = asked(commands) {
+            return asked;
         }
         match reign.ready(machine) {
             Ok(Some(plan)) => return Next::Plan(plan),
@@ -274,10 +281,8 @@ fn soon(commands: &mut mpsc::Receiver<Command>, reign: &mut Reign) -> Option<Nex
         if reign.epoch.is_over() {
             return Some(Next::EpochOver);
         }
-        match commands.try_recv() {
-            Ok(command) => return Some(Next::Command(command)),
-            Err(mpsc::error::TryRecvError::Disconnected) => return Some(Next::End),
-            Err(mpsc::error::TryRecvError::Empty) => {}
+        if let Some(asked) = asked(commands) {
+            return Some(asked);
         }
         match reign.plans.try_recv() {
             Ok(plan) => return Some(Next::Plan(plan)),

@@ -3,10 +3,12 @@
 //! A [`Device`] runs operations on [`Tensor`]s (activations), [`Matrix`]es (packed weights) and a [`KvPool`]
 //! (paged keys and values). [`ops`] is the list: it checks shapes, then hands over to the device. On the CPU
 //! every kernel is written once over sixteen lanes; plain Rust lanes are the specification, and vector
-//! instructions give the same bits.
+//! instructions give the same bits. On an NVIDIA card they are kernels that are compiled for it at start; the
+//! library opens CUDA only when a card is asked for.
 //!
 //! Invariant: a row's numbers depend on that row alone, never on the batch it sits in, on how its prompt was
-//! chunked, or on the number of threads. Nothing here knows of models, text or networks.
+//! chunked, or on the number of threads; on a card, within the row's kind (of the prompt, or drawn). Nothing here
+//! knows of models, text or networks.
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors exchange little-endian bytes with files and networks without conversion");
