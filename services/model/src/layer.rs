@@ -23,16 +23,22 @@ pub(crate) struct Layer {
 pub(crate) struct Buffers {
     /// `[t, E]`: what goes from layer to layer.
     pub residual: Tensor,
-    /// `[t, E]`: what a projection adds to the residual.
-    pub delta: Tensor,
-    /// Whether the residual still lacks `delta`: the next norm adds it on its way.
+    /// Whether the residual still lacks the scratch's delta: the next norm adds it on its way.
     pub pending: bool,
-    /// `[t, E]`
-    normed: Tensor,
     /// `[t, Q + 2K]`: q, k, v side by side.
     qkv: Tensor,
     /// `[t, Q]`
-    attended: Tensor,
+    pub attended: Tensor,
+    pub scratch: Scratch,
+}
+
+/// Activations of the rows that a projection is made of.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    /// `[t, E]`: what a projection adds to the residual.
+    pub delta: Tensor,
+    /// `[t, E]`
+    normed: Tensor,
     /// `[t, 2F]`: gate and up side by side.
     gate_up: Tensor,
     /// `[t, F]`
@@ -70,20 +76,49 @@ impl Layer {
     /// operation's output is rounded, the residual after each addition too, whoever adds, so that a stage's edge may lie
     /// between any two layers.
     pub fn forward(&self, work: &Work<'_>, kv: &mut KvPool, buffers: &mut Buffers) -> Result<(), ModelError> {
+        self.store(work, kv, buffers)?;
+        self.attend(work, kv, buffers)?;
+        let Buffers { residual, attended, scratch, .. } = buffers;
+        self.project(work, attended, residual, scratch)?;
+        buffers.pending = true;
+        Ok(())
+    }
+
+    /// The first part of [`Layer::forward`]: queries, keys and values, of which keys and values go into the pool. After it
+    /// nothing is pending.
+    pub fn store(&self, work: &Work<'_>, kv: &mut KvPool, buffers: &mut Buffers) -> Result<(), ModelError> {
         let &Work { device, spec, index, rows, tables } = work;
-        let Buffers { residual, delta, pending, normed, qkv, attended, gate_up, product } = buffers;
-        let carried = pending.then_some(&*delta);
+        let Buffers { residual, pending, qkv, scratch: Scratch { delta, normed, .. }, .. } = buffers;
+        let carried = std::mem::take(pending).then_some(&*delta);
         device.add_rms_norm(residual, carried, &self.attention_norm, spec.norm_epsilon, normed)?;
         device.matmul(normed, &self.qkv, qkv)?;
         device.rope_kv_write(qkv, rows, tables, kv, index)?;
+        Ok(())
+    }
+
+    /// The second part: attention of every row.
+    pub fn attend(&self, work: &Work<'_>, kv: &KvPool, buffers: &mut Buffers) -> Result<(), ModelError> {
+        let &Work { device, spec, index, rows, tables } = work;
         let attention = Attention { kv, layer: index, rows, tables, scale: spec.attention_scale() };
-        device.attention(qkv, &attention, attended)?;
+        device.attention(&buffers.qkv, &attention, &mut buffers.attended)?;
+        Ok(())
+    }
+
+    /// The rest, which each row goes through by itself: it may be done for some of the rows alone. What is still to be added to
+    /// `residual` is in the scratch's delta.
+    pub fn project(
+        &self,
+        &Work { device, spec, .. }: &Work<'_>,
+        attended: &Tensor,
+        residual: &mut Tensor,
+        scratch: &mut Scratch,
+    ) -> Result<(), ModelError> {
+        let Scratch { delta, normed, gate_up, product } = scratch;
         device.matmul(attended, &self.attention_out, delta)?;
         device.add_rms_norm(residual, Some(delta), &self.mlp_norm, spec.norm_epsilon, normed)?;
         device.matmul(normed, &self.gate_up, gate_up)?;
         device.silu_mul(gate_up, product)?;
         device.matmul(product, &self.down, delta)?;
-        *pending = true;
         Ok(())
     }
 }
@@ -100,20 +135,22 @@ impl Buffers {
         device.reserve(rows, widest)?;
         Ok(Self {
             residual: tensor(spec.hidden)?,
-            delta: tensor(spec.hidden)?,
             pending: false,
-            normed: tensor(spec.hidden)?,
             qkv: tensor(spec.q_width() + 2 * spec.kv_width())?,
             attended: tensor(spec.q_width())?,
-            gate_up: tensor(2 * spec.inner)?,
-            product: tensor(spec.inner)?,
+            scratch: Scratch {
+                delta: tensor(spec.hidden)?,
+                normed: tensor(spec.hidden)?,
+                gate_up: tensor(2 * spec.inner)?,
+                product: tensor(spec.inner)?,
+            },
         })
     }
 
     /// Adds what is pending: the residual is then what the reference's is after a layer.
     pub fn settle(&mut self, device: &Device) -> Result<(), ModelError> {
         if std::mem::take(&mut self.pending) {
-            device.add(&mut self.residual, &self.delta)?;
+            device.add(&mut self.residual, &self.scratch.delta)?;
         }
         Ok(())
     }

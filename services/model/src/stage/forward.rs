@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use asterism_tensor::{Device, Embedding, Indices, KvPool, Rows, Tensor};
 
-use super::head::Head;
+use super::head::{Head, evidence_indices};
 use super::ropes::{PlacedSpan, Ropes};
 use super::{Batch, Input, Output, Stage, StageInfo};
 use crate::ModelError;
@@ -60,11 +60,16 @@ impl Stage {
         beat(0)?;
         let Some(bucket) = bucket else {
             body.begin(device, &info.spec)?;
-            for index in 0..body.layers.len() {
+            let layers = body.layers.len();
+            let last = (info.is_last() && batch.evidence_rows() < batch.rows()).then(|| layers - 1);
+            for index in 0..last.unwrap_or(layers) {
                 body.layer(device, &info.spec, index)?;
                 beat(index + 1)?;
             }
-            return body.end(device, &info.spec, batch);
+            let Some(last) = last else { return body.end(device, &info.spec, batch) };
+            let output = body.last_layer(device, &info.spec, batch, last)?;
+            beat(layers)?;
+            return Ok(output);
         };
         device.replay(graphs, bucket as u64, &mut || body.whole(device, &info.spec))?;
         let output = body.shown(batch.rows())?;
@@ -144,20 +149,38 @@ impl Body {
         layer.forward(&Work { device, spec, index, rows, tables: ropes.tables() }, kv, buffers)
     }
 
-    /// What the stage gives out.
+    /// The last layer and the head, where not all rows are evidence.
+    fn last_layer(
+        &mut self,
+        device: &Device,
+        spec: &DecoderSpec,
+        batch: &Batch<'_>,
+        index: usize,
+    ) -> Result<Output, ModelError> {
+        let Self { layers, head, kv, ropes, buffers, rows, .. } = self;
+        let (Some(head), Some(layer)) = (head, layers.get(index)) else {
+            return Ok(Output::Logits { rows: 0 });
+        };
+        let work = Work { device, spec, index, rows, tables: ropes.tables() };
+        let rows = head.last_layer(layer, &work, (kv, buffers), &evidence_indices(batch))?;
+        Ok(Output::Logits { rows })
+    }
+
+    /// What the stage gives out, after all layers.
     fn end(&mut self, device: &Device, spec: &DecoderSpec, batch: &Batch<'_>) -> Result<Output, ModelError> {
+        let Self { head, buffers, .. } = self;
         let rows = batch.rows();
-        match &mut self.head {
-            None => {
-                self.buffers.settle(device)?;
-                Ok(Output::Hidden { rows })
-            }
-            Some(head) if batch.evidence_rows() == rows => {
-                head.all(device, spec, &mut self.buffers)?;
-                Ok(Output::Logits { rows })
-            }
-            Some(head) => Ok(Output::Logits { rows: head.some(device, spec, batch, &mut self.buffers)? }),
+        let Some(head) = head else {
+            buffers.settle(device)?;
+            return Ok(Output::Hidden { rows });
+        };
+        if batch.evidence_rows() == rows {
+            head.all(device, spec, buffers)?;
+            return Ok(Output::Logits { rows });
         }
+        buffers.settle(device)?;
+        let rows = head.some(device, spec, &buffers.residual, &evidence_indices(batch))?;
+        Ok(Output::Logits { rows })
     }
 
     /// All of a step whose rows, if this is the last stage, are all evidence.
