@@ -1,5 +1,7 @@
 //! What outlives an epoch: the requests, the planner with its queue, and what callers are told meanwhile.
 
+use std::time::Duration;
+
 use asterism_proto::{Failure, Reason};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -7,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::answer::AnswerStream;
 use super::requests::{NewRequest, Requests};
 use super::{DriverSettings, PipelineState};
-use crate::scheduler::{Limits, NewSequence, Scheduler, SequenceId};
+use crate::scheduler::{Limits, NewSequence, Scheduler, SequenceId, TenantId};
 
 /// What callers ask of the driver.
 pub enum Command {
@@ -58,7 +60,10 @@ impl Desk {
             id: sequence,
             prompt: request.prompt.clone(),
             max_tokens: request.stops.max_tokens,
+            tenant: TenantId::default(),
             priority: request.priority,
+            arrived: Duration::ZERO,
+            deadline: None,
             evidence: crate::scheduler::EvidenceSpec { setting_id: sequence, top_k },
         })?;
         Ok(self.requests.insert(sequence, request, top_k))

@@ -25,6 +25,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blocks::BlockPool;
 use groups::Groups;
@@ -41,6 +42,10 @@ pub type SequenceId = u64;
 /// Counts the steps of an epoch: 1, 2, 3, …
 pub type StepId = u64;
 
+/// Names a tenant: its place among those configured, 0 for requests that name none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(pub u32);
+
 /// A request for one answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewSequence {
@@ -50,8 +55,14 @@ pub struct NewSequence {
     pub prompt: Arc<[u32]>,
     /// The most tokens of its answer.
     pub max_tokens: u32,
-    /// Higher goes first.
+    /// On whose account it runs.
+    pub tenant: TenantId,
+    /// Higher goes first among one tenant's.
     pub priority: i32,
+    /// When it came, by the caller's clock.
+    pub arrived: Duration,
+    /// When nobody wants its answer any more, by the same clock.
+    pub deadline: Option<Duration>,
     /// What is reported of its rows.
     pub evidence: EvidenceSpec,
 }

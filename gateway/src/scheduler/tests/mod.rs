@@ -3,6 +3,8 @@ mod groups;
 mod properties;
 mod shards;
 
+use std::time::Duration;
+
 use super::*;
 
 fn limits() -> Limits {
@@ -23,7 +25,16 @@ fn scheduler(limits: Limits) -> Scheduler {
 
 fn request(id: SequenceId, prompt: u32, max_tokens: u32) -> NewSequence {
     let evidence = EvidenceSpec { setting_id: 10 * id, top_k: 1 };
-    NewSequence { id, prompt: (0..prompt).collect(), max_tokens, priority: 0, evidence }
+    NewSequence {
+        id,
+        prompt: (0..prompt).collect(),
+        max_tokens,
+        tenant: TenantId::default(),
+        priority: 0,
+        arrived: Duration::ZERO,
+        deadline: None,
+        evidence,
+    }
 }
 
 /// (sequence, first position, rows) of each span.

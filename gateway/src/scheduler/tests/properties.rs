@@ -1,7 +1,6 @@
 //! Random workloads against a model of the stages.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use proptest::prelude::*;
 
