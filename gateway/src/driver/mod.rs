@@ -1,7 +1,7 @@
 //! Drives a pipeline: finds its shards and holds it as its one planner, sends plans to every stage at once, draws tokens
 //! from the evidence that comes back, and passes them to the requests' readers.
 //!
-//! One task does it all and never waits for a reader. It begins again, with a greater epoch, whenever a stage is lost; what
+//! One task on a thread of its own does it all and never waits for a reader. It begins again, with a greater epoch, whenever a stage is lost; what
 //! ran then fails UNAVAILABLE, what waited goes on waiting.
 
 mod answer;
@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asterism_process::channel::AddressError;
+use asterism_process::reactor::Reactor;
 use asterism_proto::shard::v1::Evidence;
 use asterism_proto::{Failure, Reason};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -113,6 +114,9 @@ pub enum DriverError {
     /// An address that is none.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// Its thread cannot be started.
+    #[error("the driver's thread: {0}")]
+    Thread(std::io::Error),
 }
 
 fn lines(mismatch: &[Mismatch]) -> String {
@@ -142,13 +146,18 @@ impl Driver {
     /// Starts a driver for a model; it runs until `shutdown` or until its shards turn out not to make a pipeline.
     ///
     /// # Errors
-    /// An address is none.
+    /// An address is none, or there can be no thread for it.
     pub fn start(
         settings: DriverSettings,
         text: Arc<ModelText>,
         shutdown: CancellationToken,
     ) -> Result<(Self, JoinHandle<Result<(), DriverError>>), DriverError> {
-        let shards = Shards::new(&settings.shards)?;
+        let reactor = Reactor::start("driver").map_err(DriverError::Thread)?;
+        let shards = {
+            // Their connections belong to the driver's thread.
+            let _entered = reactor.handle().enter();
+            Shards::new(&settings.shards)?
+        };
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (sender, state) =
             watch::channel(PipelineState::Waiting("the shards have not answered yet".to_owned()));
@@ -171,7 +180,7 @@ impl Driver {
         };
         let id = Uuid::new_v4();
         let runner = Runner::new(desk, shards, id.to_string(), id.as_u64_pair().1);
-        Ok((Self { commands, state }, tokio::spawn(runner.run())))
+        Ok((Self { commands, state }, reactor.run(runner.run())))
     }
 
     /// What the pipeline is doing, as it changes.

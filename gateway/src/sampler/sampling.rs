@@ -12,8 +12,8 @@ use crate::text::GenerationDefaults;
 /// The most candidates of a row's evidence.
 pub const MAX_EVIDENCE_K: u32 = 1024;
 
-/// The fewest that a draw asks for: enough for nearly every certificate, and still under a kilobyte.
-const MIN_EVIDENCE_K: u32 = 64;
+/// What a draw without top-k asks for: enough for nearly every certificate, and still under a kilobyte.
+const OPEN_EVIDENCE_K: u32 = 64;
 
 /// Candidates beyond top-k, so that a few equals of the k-th do not cost a fetch.
 const TIES: u32 = 8;
@@ -106,12 +106,14 @@ impl Sampling {
 
     /// How many candidates to ask for at first; see [`widened_k`] for later.
     pub fn evidence_k(&self, vocab: u32) -> u32 {
-        let top_k = match &self.method {
-            Method::Greedy if self.logprobs.is_none() => return vocab.min(1),
-            Method::Greedy => 0,
-            Method::Draw(shape) => shape.top_k.map_or(0, NonZeroU32::get),
+        let wanted = match &self.method {
+            Method::Greedy => self.logprobs.map_or(1, |_| OPEN_EVIDENCE_K),
+            // A step waits for its evidence, so no more is sent than the certificate takes.
+            Method::Draw(shape) => {
+                shape.top_k.map_or(OPEN_EVIDENCE_K, |top_k| top_k.get().saturating_add(TIES))
+            }
         };
-        let wanted = MIN_EVIDENCE_K.max(top_k.saturating_add(TIES)).max(self.logprobs.unwrap_or(0));
+        let wanted = wanted.max(self.logprobs.unwrap_or(0));
         wanted.min(MAX_EVIDENCE_K).min(vocab)
     }
 

@@ -7,5 +7,6 @@ pub mod channel;
 pub mod config;
 pub mod health;
 pub mod listen;
+pub mod reactor;
 pub mod shutdown;
 pub mod telemetry;

@@ -10,10 +10,12 @@ use asterism_process::channel::{self, CONTROL_MESSAGE_LIMIT, FRAME_MESSAGE_LIMIT
 use asterism_process::config::{Mistakes, Settings as _};
 use asterism_process::health::Health;
 use asterism_process::listen;
+use asterism_process::reactor::Reactor;
 use asterism_proto::shard::v1::shard_server::{SERVICE_NAME, ShardServer};
 use asterism_proto::{DESCRIPTORS, Failure, Reason};
 use asterism_tensor::TensorError;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -88,14 +90,17 @@ impl Shard {
         let router = router.add_optional_service(reflection.ok());
         let serving =
             router.serve_with_incoming_shutdown(channel::incoming(listener), stop.clone().cancelled_owned());
-        let server = tokio::spawn(serving);
+        let reactor =
+            Reactor::start(&format!("shard-{}", config.stage)).map_err(io("the thread for calls"))?;
+        let runtime = reactor.handle().clone();
+        let server = reactor.run(serving);
         // From here on an early return stops the server too.
         let guard = stop.clone().drop_guard();
 
         warn_who_may(address);
         let gone = Gone::default();
-        let loading = spawn_device(config.clone(), Arc::clone(&progress), Arc::clone(&heart), gone.clone())
-            .map_err(io("the device thread"))?;
+        let told = Told { progress: Arc::clone(&progress), heart: Arc::clone(&heart), gone: gone.clone() };
+        let loading = spawn_device(config.clone(), runtime, told).map_err(io("the device thread"))?;
         let ready = tokio::select! {
             () = shutdown.cancelled() => return Err(ShardError::Stopped),
             loaded = loading => loaded.map_err(|_| ShardError::DeviceThread)??,
@@ -154,15 +159,20 @@ impl Gone {
     }
 }
 
-/// Starts the thread that loads the stage and then owns its device.
-fn spawn_device(
-    config: ShardConfig,
+/// What the device thread tells of itself.
+struct Told {
     progress: Arc<Progress>,
     heart: Arc<Heart>,
     gone: Gone,
+}
+
+/// Starts the thread that loads the stage and then owns its device. Its streams run on `runtime`.
+fn spawn_device(
+    config: ShardConfig,
+    runtime: Handle,
+    Told { progress, heart, gone }: Told,
 ) -> std::io::Result<oneshot::Receiver<Result<(Ready, StartTimes), ShardError>>> {
     let (told, loaded) = oneshot::channel();
-    let runtime = tokio::runtime::Handle::current();
     let guard = gone.told.drop_guard();
     thread::Builder::new().name(format!("stage-{}", config.stage)).spawn(move || {
         // Tells the process when this thread ends, for whatever reason.

@@ -174,9 +174,11 @@ fn k_is_as_small_as_the_draw_allows() {
         (&top_k(0), None, VOCAB, 64),
         (&top_k(56), None, VOCAB, 64),
         (&top_k(57), None, VOCAB, 65),
+        (&top_k(5), None, VOCAB, 13),
+        (&top_k(5), Some(20), VOCAB, 20),
         (&top_k(2000), None, VOCAB, 1024),
         (&top_k(u32::MAX), None, VOCAB, 64),
-        (&top_k(5), None, 33, 33),
+        (&top_k(5), None, 10, 10),
     ] {
         assert_eq!(evidence_k(request, logprobs, vocab), expected, "{request:?} {logprobs:?} {vocab}");
     }

@@ -103,7 +103,10 @@ impl Gemm {
                 }
                 match tasks.iter_mut().find(|task| task.key == key) {
                     Some(task) => task.matrices.push(matrix),
-                    None => tasks.push(Task { key, matrices: vec![matrix] }),
+                    None => {
+                        let largest = Some(&rows) == buckets.last();
+                        tasks.push(Task { key, matrices: vec![matrix], largest });
+                    }
                 }
             }
         }

@@ -40,6 +40,16 @@ struct Recording<'a> {
 /// What was recorded.
 struct Recorded(sys::CUgraph);
 
+/// How many operations `work` enqueues, without doing them.
+pub fn operations(
+    card: &Card,
+    work: &mut dyn FnMut() -> Result<(), TensorError>,
+) -> Result<usize, TensorError> {
+    let recording = Recording::begin(card)?;
+    work()?;
+    recording.end()?.operations()
+}
+
 // === impl Graphs ===
 
 impl Graphs {
@@ -145,6 +155,14 @@ impl Drop for Recording<'_> {
 // === impl Recorded ===
 
 impl Recorded {
+    fn operations(&self) -> Result<usize, TensorError> {
+        let mut count = 0;
+        // SAFETY: the graph was recorded and lives; without room for nodes the driver writes their number alone.
+        let counted = unsafe { sys::cuGraphGetNodes(self.0, ptr::null_mut(), &mut count) };
+        check("cuGraphGetNodes", counted.result())?;
+        Ok(count)
+    }
+
     fn instantiate(&self, card: &Card) -> Result<Graph, TensorError> {
         let flags = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the graph was recorded and lives.

@@ -13,7 +13,7 @@ use crate::bench::evidence::Evidence;
 /// The most rows that want evidence: as a shard has it.
 pub const EVIDENCE_ROWS: usize = 128;
 /// The best ids of a row, and the penalty on what occurred: what TeleChat's sampling asks for.
-const TOP_K: usize = 64;
+const TOP_K: usize = 5 + 8;
 const REPETITION: f32 = 1.02;
 
 /// A stage at work.

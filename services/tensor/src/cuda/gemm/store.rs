@@ -11,7 +11,7 @@ use super::plan::PlanKey;
 use crate::{Compute, Dtype};
 
 /// The first line of every file; another version is not read.
-const HEADER: &str = "asterism multiplication plans 1";
+const HEADER: &str = "asterism multiplication plans 2";
 
 /// An algorithm of cuBLASLt, as the library describes it to itself.
 pub type Algorithm = [u64; 8];
