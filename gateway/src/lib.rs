@@ -11,6 +11,7 @@ pub mod engine;
 pub mod sampler;
 pub mod scheduler;
 pub mod service;
+pub mod speculation;
 pub mod text;
 
 pub use config::GatewayConfig;
