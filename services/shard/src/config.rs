@@ -47,7 +47,7 @@ pub struct ShardConfig {
     /// How many stages the pipeline has.
     #[arg(long, env = "ASTERISM_STAGES", default_value_t = 1, value_name = "N")]
     pub stages: u32,
-    /// Its layers, as `16..32`; unless given, the model is split evenly by bytes.
+    /// Its layers, as `16..32`; unless given, an even share by time.
     #[arg(long, env = "ASTERISM_LAYERS", value_name = "FROM..TO")]
     pub layers: Option<LayerRange>,
     /// What computes: `cpu`, or a card as `cuda:0`.

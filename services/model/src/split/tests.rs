@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use asterism_tensor::{Compute, Dtype};
 
 const GB: u64 = 1_000_000_000;
 
@@ -26,6 +27,15 @@ fn sizing() -> Sizing {
     }
 }
 
+/// As fast as each other.
+fn devices<const N: usize>(memory: [u64; N]) -> [DeviceSize; N] {
+    memory.map(|memory| DeviceSize { memory, bandwidth: 1.0 })
+}
+
+fn layers(split: &Split) -> Vec<usize> {
+    split.stages.iter().map(|stage| stage.layers.len()).collect()
+}
+
 #[test]
 fn the_official_checkpoint_has_its_official_size() {
     // total_size of the official index, less 64 scalars of two bytes.
@@ -34,9 +44,9 @@ fn the_official_checkpoint_has_its_official_size() {
 
 #[test]
 fn telechat_52b_over_four_devices_of_40_gb() {
-    let split = split(&telechat_52b(), &sizing(), &[40 * GB; 4]).unwrap();
-    let layers: Vec<_> = split.stages.iter().map(|stage| stage.layers.clone()).collect();
-    assert_eq!(layers, [0..16, 16..32, 32..48, 48..64]);
+    let split = split(&telechat_52b(), &sizing(), &devices([40 * GB; 4]), Prefer::Speed).unwrap();
+    assert_eq!(layers(&split), [16, 16, 16, 16]);
+    assert_eq!(split.stages[3].layers, 48..64);
     // 32 KiB of KV a token and layer in bf16.
     assert_eq!(split.stages[0].block_bytes, 16 * 16 * 32_768);
     for stage in &split.stages {
@@ -49,42 +59,101 @@ fn telechat_52b_over_four_devices_of_40_gb() {
 
 #[test]
 fn telechat_52b_on_one_device_of_141_gb() {
-    let split = split(&telechat_52b(), &sizing(), &[141 * GB]).unwrap();
+    let split = split(&telechat_52b(), &sizing(), &devices([141 * GB]), Prefer::Speed).unwrap();
     assert_eq!(split.stages[0].layers, 0..64);
     assert!((15_000..18_000).contains(&split.kv_tokens()), "{}", split.kv_tokens());
 }
 
 #[test]
 fn what_does_not_fit_is_said_with_the_numbers() {
-    match split(&telechat_52b(), &sizing(), &[40 * GB; 2]) {
+    match split(&telechat_52b(), &sizing(), &devices([40 * GB; 2]), Prefer::Speed) {
         Err(error @ ModelError::DoesNotFit { enough: Some(3), .. }) => {
             let text = error.to_string();
             assert!(text.contains("37.25 GiB are given; 3 such devices are enough"), "{text}");
         }
         other => panic!("{other:?}"),
     }
-    match split(&telechat_52b(), &sizing(), &[GB; 64]) {
+    match split(&telechat_52b(), &sizing(), &devices([GB; 64]), Prefer::Speed) {
         Err(ModelError::DoesNotFit { enough: None, .. }) => {}
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn unequal_devices_get_unequal_shares() {
+fn devices_of_unequal_memory_get_what_they_can_hold() {
     let memory = [80 * GB, 40 * GB, 24 * GB];
-    let split = split(&telechat_52b(), &sizing(), &memory).unwrap();
-    let layers: Vec<_> = split.stages.iter().map(|stage| stage.layers.len()).collect();
+    let split = split(&telechat_52b(), &sizing(), &devices(memory), Prefer::Speed).unwrap();
+    let layers = layers(&split);
     assert_eq!(layers.iter().sum::<usize>(), 64);
     assert!(layers[0] > layers[1] && layers[1] > layers[2], "{layers:?}");
 }
 
 #[test]
-fn the_ends_count_for_what_they_hold() {
-    // A head as large as many layers: the last stage has fewer of them.
-    let spec = DecoderSpec { vocab: 1 << 19, ..telechat_52b() };
+fn devices_of_unequal_bandwidth_get_what_they_can_read() {
+    // As fast as an H200, an H100 and an A100, with room enough on each.
+    let bandwidths = [4.8e12, 3.35e12, 2.0e12];
+    let unequal = bandwidths.map(|bandwidth| DeviceSize { memory: 141 * GB, bandwidth });
+    let split = split(&telechat_52b(), &sizing(), &unequal, Prefer::Speed).unwrap();
+    assert_eq!(layers(&split), [30, 21, 13]);
+    assert!(split.times.iter().all(|&time| (0.9..=1.0).contains(&time)), "{:?}", split.times);
+    assert!(split.times.contains(&1.0));
+}
+
+#[test]
+fn speed_takes_half_of_the_room_at_most() {
+    // The fast device could take nearly all layers, but then there would be no room for KV.
+    let unequal =
+        [(40 * GB, 10e12), (141 * GB, 1e12)].map(|(memory, bandwidth)| DeviceSize { memory, bandwidth });
+    let with = |prefer| split(&telechat_52b(), &sizing(), &unequal, prefer).unwrap();
+    let (fast, roomy) = (with(Prefer::Speed), with(Prefer::Room));
+    assert!(layers(&fast)[0] > layers(&roomy)[0], "{:?} {:?}", layers(&fast), layers(&roomy));
+    assert!(fast.kv_tokens() < roomy.kv_tokens());
+    assert!(2 * (fast.kv_tokens() + BLOCK_ROWS as u64) > roomy.kv_tokens());
+}
+
+#[test]
+fn nothing_has_more_room_than_the_roomiest_split() {
+    let spec = DecoderSpec { layers: 9, ..telechat_52b() };
+    let unequal = devices([8 * GB, 14 * GB, 11 * GB]);
+    let holds = |cut: &[Range<usize>]| {
+        let stages = cut.iter().zip(&unequal);
+        stages
+            .map(|(layers, it)| {
+                sizing().stage(&spec, layers.clone(), it.memory).map_or(0, |stage| stage.kv_tokens)
+            })
+            .min()
+    };
+    let cuts = (1..8).flat_map(|a| (a + 1..9).map(move |b| [0..a, a..b, b..9]));
+    let most = cuts.map(|cut| holds(&cut).unwrap()).max().unwrap();
+    assert!(most > 0);
+    let split = split(&spec, &sizing(), &unequal, Prefer::Room).unwrap();
+    assert_eq!(split.kv_tokens(), most);
+}
+
+#[test]
+fn a_head_counts_for_what_it_costs() {
+    // As large as many layers; the embedding is as large, but only looked up.
+    let spec = DecoderSpec { vocab: 1 << 21, ..telechat_52b() };
     let ranges = even(&spec, &sizing(), 4).unwrap();
     let layers: Vec<_> = ranges.iter().map(|range| range.len()).collect();
-    assert!(layers[0] < layers[1] && layers[3] < layers[2], "{layers:?}");
+    assert_eq!(layers, [17, 17, 17, 13]);
+}
+
+#[test]
+fn a_small_model_over_two_shards() {
+    // SmolLM2's shape: its head is as large as seven layers. In prompts 16 layers stand against 14 and a part, in decode steps
+    // against 14 and the head.
+    let spec = DecoderSpec {
+        layers: 30,
+        hidden: 576,
+        heads: 9,
+        kv_heads: 9,
+        head_dim: 64,
+        inner: 1536,
+        vocab: 49_152,
+        ..telechat_52b()
+    };
+    assert_eq!(even(&spec, &sizing(), 2).unwrap(), [0..16, 16..30]);
 }
 
 #[test]
@@ -102,14 +171,16 @@ fn a_split_covers_all_layers_in_order() {
 }
 
 #[test]
-fn no_other_cut_has_a_smaller_largest_stage() {
+fn no_other_cut_has_a_faster_slowest_stage() {
     let spec = DecoderSpec { layers: 9, vocab: 250_000, ..telechat_52b() };
     let sizing = sizing();
     let largest =
-        |cut: &[Range<usize>]| cut.iter().map(|layers| sizing.weight_bytes(&spec, layers)).max().unwrap();
-    let best =
-        (1..8).flat_map(|a| (a + 1..9).map(move |b| [0..a, a..b, b..9])).map(|cut| largest(&cut)).min();
-    assert_eq!(Some(largest(&even(&spec, &sizing, 3).unwrap())), best);
+        |cut: &[Range<usize>]| cut.iter().map(|layers| sizing.cost(&spec, layers)).fold(0.0, f64::max);
+    let best = (1..8)
+        .flat_map(|a| (a + 1..9).map(move |b| [0..a, a..b, b..9]))
+        .map(|cut| largest(&cut))
+        .fold(f64::INFINITY, f64::min);
+    assert_eq!(largest(&even(&spec, &sizing, 3).unwrap()), best);
 }
 
 #[test]
@@ -125,7 +196,7 @@ fn where_even_stages_do_not_fit_another_split_may() {
     };
     let memory = need(&ranges[1]) - 1;
     assert!(memory > need(&ranges[0]));
-    let split = split(&spec, &sizing, &[memory; 2]).unwrap();
+    let split = split(&spec, &sizing, &devices([memory; 2]), Prefer::Speed).unwrap();
     assert!(split.stages[1].layers.len() < ranges[1].len());
 }
 
