@@ -3,6 +3,7 @@
 mod card;
 mod evidence;
 mod geometry;
+mod load;
 mod local;
 mod pipeline;
 mod streams;
@@ -21,7 +22,9 @@ use self::geometry::Geometry;
 use self::streams::StreamPlan;
 use crate::up::model_folder;
 
-/// Measure this machine.
+/// Measure this machine, or a running server.
+///
+/// `bench load` puts a server under load; all else measures this machine.
 ///
 /// On the CPU, `--local` runs the model in this process and prints, at one and at two threads: tokens/s of decode (one
 /// sequence) beside the memory's read bandwidth, since every token reads every weight once; tokens/s of prefill beside the
@@ -32,14 +35,18 @@ use crate::up::model_folder;
 /// gateway, with the sampling that the model's generation_config names. All figures are medians. Keep the machine quiet
 /// meanwhile.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "\
 Examples:
+  asterism bench load --rate 4 --html load.html
   asterism bench --local
   asterism bench --local --model ./model --compute bf16
   asterism bench --device cuda:0 --model ./TeleChat-52B --weights synthetic:1
   asterism bench --device cuda:0 --model ./TeleChat-52B --weights synthetic:1 --layers 32 --rows 32,64 --context 1024
   asterism bench --device cuda:0 --model ./TeleChat-52B --weights synthetic:1 --streams 1,8,16,24 --prompt 512 --new 128")]
 pub struct Arguments {
+    #[command(subcommand)]
+    of_a_server: Option<OfAServer>,
     /// In this process and on its own sockets, which is all there is so far.
     #[arg(long)]
     local: bool,
@@ -90,6 +97,11 @@ pub struct Arguments {
     new: usize,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum OfAServer {
+    Load(Box<load::Arguments>),
+}
+
 const TWO: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 /// How often everything is measured.
@@ -97,6 +109,9 @@ const ROUNDS: usize = 5;
 
 /// Measures and prints.
 pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    if let Some(OfAServer::Load(arguments)) = arguments.of_a_server {
+        return Ok(load::run(*arguments).await?);
+    }
     if arguments.layers.is_some() && arguments.weights == Weights::Checkpoint {
         return Err("--layers needs --weights synthetic:SEED: a checkpoint has the layers it has".into());
     }

@@ -1,0 +1,183 @@
+//! Whole loads on the tiny checkpoint, over real sockets.
+
+use std::net::SocketAddr;
+
+use clap::Parser as _;
+use serde_json::json;
+
+use super::target::FailureKind;
+use super::*;
+use crate::system::{Plan, System};
+
+#[derive(Debug, clap::Parser)]
+struct Command {
+    #[command(flatten)]
+    load: Arguments,
+}
+
+fn arguments(line: &str) -> Result<Arguments, clap::Error> {
+    Command::try_parse_from(["load"].into_iter().chain(line.split_whitespace())).map(|command| command.load)
+}
+
+/// A tiny model with random weights that speaks: a copy of the golden one with a tokenizer of bytes and a template.
+fn speaking_model() -> tempfile::TempDir {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny-52b");
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(name), folder.path().join(name)).expect("copied");
+    }
+    let alphabet = (0x21..0x144).filter(|code| matches!(code, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0x143));
+    let alphabet = alphabet.filter_map(char::from_u32).map(String::from);
+    // Every id has a piece, so that every answer has text.
+    let pieces = alphabet.chain((256..512).map(|id| format!("<{id}>")));
+    let vocab: Map<String, Value> = pieces.zip(0..).map(|(piece, id)| (piece, json!(id))).collect();
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let tokenizer = json!({
+        "pre_tokenizer": bytes, "decoder": bytes, "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    let template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}";
+    for (name, content) in [
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", json!({"chat_template": template})),
+        ("generation_config.json", json!({"do_sample": false, "eos_token_id": 2})),
+    ] {
+        std::fs::write(folder.path().join(name), content.to_string()).expect("written");
+    }
+    folder
+}
+
+/// A served model; its folder must stay as long as it.
+async fn serve() -> (System, tempfile::TempDir) {
+    let folder = speaking_model();
+    let plan = Plan { threads: Some(NonZeroUsize::MIN), ..Plan::new(folder.path(), NonZeroUsize::MIN) };
+    let system = System::start(&plan).await.expect("it starts");
+    assert!(system.ready().await);
+    (system, folder)
+}
+
+async fn load(address: SocketAddr, scheme: &str, line: &str) -> Report {
+    let arguments = arguments(&format!("--target {scheme}://{address} {line}")).expect("arguments");
+    measure(&arguments, CancellationToken::new()).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loads_over_grpc_and_http() {
+    let (system, _folder) = serve().await;
+    closed_loop_with_ids(system.grpc()).await;
+    open_loop_with_follow_up_turns(system.grpc()).await;
+    chat_over_http(system.http()).await;
+    chat_over_grpc(system.grpc()).await;
+    a_stop_ends_a_load(system.grpc()).await;
+    wrong_requests_are_counted(system.grpc()).await;
+    system.until(std::future::ready(())).await.expect("it ends in order");
+}
+
+async fn closed_loop_with_ids(grpc: SocketAddr) {
+    let report =
+        load(grpc, "grpc", "--concurrency 3 --requests 12 --warm-up 2 --prompt 20 --answer 6 --seed 1").await;
+    assert_eq!((report.requests.warm_up, report.requests.measured, report.requests.failed), (2, 12, 0));
+    assert_eq!((report.tokens.prompt, report.tokens.answer), (12 * 20, 12 * 6), "exact lengths");
+    assert!(report.tokens.counted_by_server && report.window_s > 0.0);
+    let latencies = &report.latency_ms;
+    assert_eq!((latencies.ttft.count, latencies.e2e.count), (12, 12));
+    assert!(latencies.ttft.p50 > 0.0 && latencies.ttft.max <= latencies.e2e.max);
+    assert!(report.timeline.slices.iter().all(|slice| slice.running <= 3));
+    assert!(report.notes.is_empty(), "{:?}", report.notes);
+}
+
+async fn open_loop_with_follow_up_turns(grpc: SocketAddr) {
+    let line = "--rate 200 --requests 12 --turns 3 --system 40 --prompt uniform:5,9 --answer 4 --seed 2 \
+                --slo ttft=1h,e2e=1h";
+    let report = load(grpc, "grpc", line).await;
+    assert_eq!((report.requests.measured, report.requests.answered), (12, 12));
+    assert_eq!(report.turns.iter().map(|turn| turn.answered).collect::<Vec<_>>(), [4, 4, 4]);
+    let prompts: Vec<f64> = report.turns.iter().map(|turn| turn.prompt_tokens).collect();
+    assert!((45.0..=49.0).contains(&prompts[0]), "{prompts:?}");
+    // Each turn brings the last answer and its own words.
+    assert!(prompts.windows(2).all(|pair| (9.0..=13.0).contains(&(pair[1] - pair[0]))), "{prompts:?}");
+    assert_eq!(report.goodput.map(|goodput| goodput.share), Some(1.0));
+}
+
+async fn chat_over_http(http: SocketAddr) {
+    let line = "--concurrency 2 --requests 8 --turns 2 --system 60 --prompt 30 --answer 8 --seed 3";
+    let report = load(http, "http", line).await;
+    assert_eq!((report.requests.answered, report.requests.failed), (8, 0), "{:?}", report.failures);
+    assert_eq!(report.target.prompts, "chat");
+    assert!(report.tokens.counted_by_server, "the usage is asked for");
+    // A byte is a token of this model: about 6 of them a word, counted by the server before.
+    let first = report.turns[0].prompt_tokens;
+    assert!((80.0..=140.0).contains(&first), "60 and 30 tokens and a template: {first}");
+    assert!(report.turns[1].prompt_tokens > first + 30.0);
+}
+
+async fn chat_over_grpc(grpc: SocketAddr) {
+    let report = load(grpc, "grpc", "--form chat --requests 2 --prompt 30 --answer 4 --seed 4").await;
+    assert_eq!((report.requests.answered, report.tokens.answer), (2, 8));
+    let report = load(grpc, "grpc", "--form text --requests 2 --prompt 30 --answer 4 --seed 4").await;
+    assert!((20..=80).contains(&report.tokens.prompt), "{}", report.tokens.prompt);
+}
+
+async fn a_stop_ends_a_load(grpc: SocketAddr) {
+    let arguments =
+        arguments(&format!("--target grpc://{grpc} --rate 0.001 --duration 1h")).expect("arguments");
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let report = measure(&arguments, stop).await.expect("a report");
+    assert!(report.interrupted && report.requests.measured == 0);
+    assert!(report.to_string().contains("stopped before its end"));
+}
+
+async fn wrong_requests_are_counted(grpc: SocketAddr) {
+    // More than the model's context.
+    let report = load(grpc, "grpc", "--requests 3 --concurrency 1 --prompt 9000 --answer 4 --seed 5").await;
+    assert_eq!((report.requests.answered, report.requests.failed), (0, 3));
+    assert_eq!(report.failures[0].kind, FailureKind::Refused, "{:?}", report.failures);
+    assert_eq!(report.failures[0].count, 3);
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_is_named() {
+    for (line, named) in [
+        ("--target grpc://127.0.0.1:1", "no server answers at grpc://127.0.0.1:1"),
+        ("--target http://127.0.0.1:1", "no server answers at http://127.0.0.1:1"),
+        ("--target 127.0.0.1:7050", "--target: \"127.0.0.1:7050\" begins with neither"),
+        ("--target https://127.0.0.1", "--target"),
+        ("--target grpc://nowhere", "the port is missing"),
+        ("--target http://127.0.0.1:1 --form ids --turns 2", "--turns"),
+        ("--target http://127.0.0.1:1 --model m --form ids", "--vocab"),
+        ("--duration 0s", "--duration"),
+        ("--timeout 0s", "--timeout"),
+    ] {
+        let arguments = arguments(line).unwrap_or_else(|error| panic!("{error}"));
+        let error = measure(&arguments, CancellationToken::new()).await.map(|report| report.window_s);
+        let error = error.expect_err(line).to_string();
+        assert!(error.contains(named), "{line}: {error}");
+    }
+}
+
+#[test]
+fn nonsense_is_refused_with_its_flag() {
+    for (line, flag, value) in [
+        ("--rate 0", "--rate", "\"0\""),
+        ("--rate nan", "--rate", "\"nan\""),
+        ("--rate fast", "--rate", "\"fast\""),
+        ("--concurrency 0", "--concurrency", "0"),
+        ("--rate 1 --concurrency 2", "--rate", "--concurrency"),
+        ("--requests 0", "--requests", "0"),
+        ("--requests 5 --duration 5s", "--requests", "--duration"),
+        ("--duration soon", "--duration", "\"soon\""),
+        ("--warm-up soon", "--warm-up", "\"soon\""),
+        ("--prompt uniform:9,3", "--prompt", "9 is more than 3"),
+        ("--answer lognormal:1", "--answer", "two or three"),
+        ("--turns 0", "--turns", "0"),
+        ("--slo itl=5ms", "--slo", "\"itl\""),
+        ("--extra [1]", "--extra", "no JSON object"),
+        ("--temperature=-1", "--temperature", "-1"),
+        ("--form words", "--form", "words"),
+        ("--arrivals bursty", "--arrivals", "bursty"),
+    ] {
+        let error = arguments(line).expect_err(line).to_string();
+        assert!(error.contains(flag) && error.contains(value), "{line}: {error}");
+    }
+}
