@@ -5,6 +5,7 @@
 mod command;
 mod golden;
 mod holders;
+mod load;
 mod mistakes;
 mod pipeline;
 mod pull;

@@ -9,6 +9,8 @@ pub enum Spread {
     Logarithmic,
     /// Shares by their nines: 90 %, 99 %, 99.9 % stand evenly.
     Nines,
+    /// Evenly, and only whole numbers are written.
+    Whole,
 }
 
 /// One axis of a plot.
@@ -35,6 +37,11 @@ impl Axis {
     /// From 0 to exactly `most`.
     pub fn time(label: &'static str, most: f64) -> Self {
         Self { label, spread: Spread::Linear, from: 0.0, to: most.max(1e-3) }
+    }
+
+    /// The numbers from 1 to `count`, with room at both ends.
+    pub fn ordinals(label: &'static str, count: usize) -> Self {
+        Self { label, spread: Spread::Whole, from: 0.5, to: count as f64 + 0.5 }
     }
 
     /// Over all of `least` to `most`: by logarithms if they are far apart, else from 0.
@@ -66,7 +73,7 @@ impl Axis {
     /// Where a number stands, from 0 to 1; outside if it is outside.
     pub fn place(&self, value: f64) -> f64 {
         let [value, from, to] = [value, self.from, self.to].map(|value| match self.spread {
-            Spread::Linear => value,
+            Spread::Linear | Spread::Whole => value,
             Spread::Logarithmic => value.max(f64::MIN_POSITIVE).log10(),
             Spread::Nines => -(1.0 - value).max(1e-9).log10(),
         });
@@ -94,6 +101,12 @@ impl Axis {
                     .map(|at| (at, number(at)))
                     .collect()
             }
+            Spread::Whole => {
+                let step = round_step(self.to - self.from).ceil();
+                let later = (1..).map(|index| f64::from(index) * step).filter(|&at| at > 1.0);
+                let all = std::iter::once(1.0).chain(later.take_while(|&at| at <= self.to));
+                all.map(|at| (at, number(at))).collect()
+            }
             Spread::Nines => {
                 let all = [0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999];
                 let shown = all.into_iter().filter(|&share| share <= self.to + 1e-9);
@@ -117,6 +130,7 @@ pub fn number(value: f64) -> String {
         0.0 => 0,
         size if size >= 100.0 => 0,
         size if size >= 1.0 => 2,
+        size if size >= 0.1 => 3,
         _ => 4,
     };
     let text = format!("{value:.decimals$}");
@@ -155,6 +169,8 @@ mod tests {
         assert_eq!(texts(&Axis::magnitudes("", 1.4, 90.0)), ["1", "2", "5", "10", "20", "50"]);
         assert_eq!(texts(&Axis::magnitudes("", 0.3, 12_000.0)), ["1", "10", "100", "1,000", "10,000"]);
         assert_eq!(texts(&Axis::nines("", 500)), ["0", "50", "75", "90", "95", "99"]);
+        assert_eq!(texts(&Axis::ordinals("", 4)), ["1", "2", "3", "4"]);
+        assert_eq!(texts(&Axis::ordinals("", 20)), ["1", "5", "10", "15", "20"]);
     }
 
     #[test]
@@ -176,6 +192,7 @@ mod tests {
         for (value, text) in [
             (0.0, "0"),
             (0.05, "0.05"),
+            (0.96588, "0.966"),
             (2.5, "2.5"),
             (12.345, "12.35"),
             (999.6, "1,000"),

@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 
 use super::axis::{Axis, number};
 use super::plot::{Mark, Plot};
-use super::{Quantity, Report, Summary};
+use super::{Quantity, Report, SampleTold, Summary};
 
 const STYLE: &str = include_str!("page.css");
+/// Steps that can be told apart in a plot.
+const MOST_STEPS: usize = 60;
 
 impl Report {
     /// The page.
@@ -55,14 +57,14 @@ impl Report {
             );
         };
         card(
-            "Answered",
+            "Requests answered",
             number(throughput.requests_per_s),
-            "requests/s",
+            "/s",
             format!("{} in {:.1} s", number(requests.answered as f64), self.window_s),
             false,
         );
-        let prompt = format!("{} tokens/s read", number(throughput.prompt_tokens_per_s));
-        card("Written", number(throughput.answer_tokens_per_s), "tokens/s", prompt, false);
+        let prompt = format!("{}/s read", number(throughput.prompt_tokens_per_s));
+        card("Tokens written", number(throughput.answer_tokens_per_s), "/s", prompt, false);
         let p99 = |summary: &Summary| format!("p99 {} ms", milliseconds(summary.p99));
         for (name, summary) in [
             ("To first token, p50", &latency_ms.ttft),
@@ -72,8 +74,8 @@ impl Report {
             card(name, milliseconds(summary.p50), "ms", p99(summary), false);
         }
         if let Some(goodput) = &self.goodput {
-            let share = format!("{:.1} % of the requests", 100.0 * goodput.share);
-            card("Goodput", number(goodput.requests_per_s), "requests/s", share, false);
+            let share = format!("{:.1} % of requests", 100.0 * goodput.share);
+            card("Goodput", number(goodput.requests_per_s), "/s", share, false);
         }
         if tokens.cached > 0 {
             let share = 100.0 * tokens.cached as f64 / tokens.prompt.max(1) as f64;
@@ -87,7 +89,7 @@ impl Report {
         }
         let share = 100.0 * requests.failed as f64 / requests.measured.max(1) as f64;
         let of = format!("{share:.1} % of {}", number(requests.measured as f64));
-        card("Failed", number(requests.failed as f64), "requests", of, requests.failed > 0);
+        card("Requests failed", number(requests.failed as f64), "", of, requests.failed > 0);
         cards + "</div>\n"
     }
 
@@ -121,10 +123,8 @@ impl Report {
                 .map(|objective| objective.most_ms)
                 .collect();
             let x = Axis::nines("% of them are no longer", summary.count);
-            let within = |point: &&(f64, f64)| x.place(point.1) <= 1.0;
-            let top = summary.curve.iter().filter(within).map(|point| point.0).fold(summary.p50, f64::max);
-            let top = limits.iter().copied().fold(top, f64::max);
-            let points = summary.curve.iter().map(|&(time, share)| (share, time)).collect();
+            let points = until(&summary.curve, x.to);
+            let top = points.iter().map(|point| point.1).chain(limits.iter().copied()).fold(0.0, f64::max);
             let mut marks = vec![Mark::Line { points, ink: "one", name: "" }];
             let limit = |&y: &f64| Mark::Limit { y, name: format!("promised: {} ms", number(y)) };
             marks.extend(limits.iter().map(limit));
@@ -142,40 +142,44 @@ impl Report {
             let to = timeline.measured_from_s;
             (self.requests.warm_up > 0).then_some(Mark::Band { from: 0.0, to, name: "warm-up" })
         };
-        let steps = |title, label, value: fn(&super::SliceTold) -> f64, ink| {
-            let values = timeline.slices.iter().map(value);
-            let mut points: Vec<(f64, f64)> =
-                values.clone().enumerate().map(|(index, y)| (at(index), y)).collect();
-            points.extend(points.last().map(|last| (end, last.1)));
-            let y = Axis::linear(label, values.fold(0.0, f64::max));
+        let steps = |title, label, points: Vec<(f64, f64)>, ink| {
+            let y = Axis::linear(label, points.iter().map(|point| point.1).fold(0.0, f64::max));
             let marks = warm_up().into_iter().chain([Mark::Steps { points, ink }]).collect();
             Plot { title, x: x.clone(), y, marks }.svg()
         };
-        let written = steps("Tokens written", "tokens/s", |slice| slice.answer_tokens_per_s, "three");
-        let running = steps("Requests due and not ended", "requests", |slice| slice.running as f64, "two");
-        let mut plots = [written, running, self.scatter(&x)].concat();
-        if self.requests.failed > 0 {
-            plots.push_str(&steps("Requests failed", "requests", |slice| slice.failed as f64, "bad"));
-        }
-        plots
+        let running =
+            timeline.slices.iter().enumerate().map(|(index, slice)| (at(index), slice.running as f64));
+        // Single steps of a slow server would be spikes.
+        let together = timeline.slices.len().div_ceil(MOST_STEPS).max(1);
+        let written = timeline.slices.chunks(together).enumerate().map(|(index, slices)| {
+            let sum: f64 = slices.iter().map(|slice| slice.answer_tokens_per_s).sum();
+            (at(index * together), sum / slices.len() as f64)
+        });
+        [
+            steps("Tokens written", "tokens/s", to_the_end(written, end), "three"),
+            steps("Requests due and not ended", "requests", to_the_end(running, end), "two"),
+            self.scatter("To the first token, by request", &x, |sample| sample.ttft_ms),
+            self.scatter("To the answer's end, by request", &x, |sample| sample.e2e_ms),
+        ]
+        .concat()
     }
 
-    /// The time to the first token of each request of the sample.
-    fn scatter(&self, x: &Axis) -> String {
+    /// A time of each request of the sample.
+    fn scatter(&self, title: &'static str, x: &Axis, time: fn(&SampleTold) -> Option<f64>) -> String {
         let answered: Vec<(f64, f64)> =
-            self.sample.iter().filter_map(|sample| Some((sample.due_s, sample.ttft_ms?))).collect();
+            self.sample.iter().filter_map(|sample| Some((sample.due_s, time(sample)?))).collect();
         let bounds = answered
             .iter()
             .fold((f64::MAX, 0.0_f64), |(least, most), point| (least.min(point.1), most.max(point.1)));
         let y = Axis::magnitudes("ms", if answered.is_empty() { 0.0 } else { bounds.0 }, bounds.1);
-        let failed = self.sample.iter().filter(|sample| sample.ttft_ms.is_none());
+        let failed = self.sample.iter().filter(|sample| time(sample).is_none());
         let failed: Vec<(f64, f64)> = failed.map(|sample| (sample.due_s, y.to)).collect();
         let mut marks = vec![Mark::Dots { points: answered, ink: "one", name: "" }];
         if !failed.is_empty() {
             marks.push(Mark::Dots { points: failed, ink: "bad", name: "failed" });
         }
         let x = Axis { label: "seconds from the beginning, when due", ..x.clone() };
-        Plot { title: "To the first token, by request", x, y, marks }.svg()
+        Plot { title, x, y, marks }.svg()
     }
 
     fn turn_section(&self) -> String {
@@ -189,7 +193,7 @@ impl Report {
         let most = p99.iter().map(|point| point.1).fold(0.0, f64::max);
         let times = Plot {
             title: "To the first token, by turn",
-            x: Axis::time("turn", self.turns.len() as f64),
+            x: Axis::ordinals("turn", self.turns.len()),
             y: Axis::linear("ms", most),
             marks: vec![
                 Mark::Line { points: p50.clone(), ink: "one", name: "p50" },
@@ -202,7 +206,7 @@ impl Report {
         let most = prompt.iter().map(|point| point.1).fold(0.0, f64::max);
         let tokens = Plot {
             title: "Prompt by turn",
-            x: Axis::time("turn", self.turns.len() as f64),
+            x: Axis::ordinals("turn", self.turns.len()),
             y: Axis::linear("tokens, mean", most),
             marks: vec![
                 Mark::Line { points: prompt.clone(), ink: "one", name: "prompt" },
@@ -252,8 +256,14 @@ impl Report {
 
     fn settings(&self) -> String {
         let load = &self.load;
-        let shared = format!("{} tokens, the same in every conversation", load.system_tokens);
-        let turns = format!("{}, {} s after an answer", load.turns, load.think_s);
+        let shared = match load.system_tokens {
+            0 => "none".to_owned(),
+            tokens => format!("{tokens} tokens, the same in every conversation"),
+        };
+        let turns = match load.turns {
+            1 => "1".to_owned(),
+            turns => format!("{turns}, each {} s after the last answer", load.think_s),
+        };
         let temperature =
             load.temperature.map_or("the server's".to_owned(), |temperature| temperature.to_string());
         let ends = if load.ignore_eos { "at their limits" } else { "where the model ends them" };
@@ -290,6 +300,25 @@ impl Report {
                        uniform sample of at most 2,000.";
         format!("<footer><p>{origin}</p><p>{window} {figures}</p></footer>")
     }
+}
+
+/// A distribution's curve as (share, time), up to this share.
+fn until(curve: &[(f64, f64)], most: f64) -> Vec<(f64, f64)> {
+    const NEAR: f64 = 1e-9;
+    let inside = curve.iter().take_while(|point| point.1 <= most + NEAR);
+    let mut points: Vec<(f64, f64)> = inside.map(|&(time, share)| (share, time)).collect();
+    let ends_before = points.last().is_none_or(|last| last.0 < most - NEAR);
+    // The next time is the first that so many do not exceed.
+    let next = curve.get(points.len()).filter(|_| ends_before);
+    points.extend(next.map(|&(time, _)| (most, time)));
+    points
+}
+
+/// The last step goes on to the end.
+fn to_the_end(points: impl Iterator<Item = (f64, f64)>, end: f64) -> Vec<(f64, f64)> {
+    let mut points: Vec<(f64, f64)> = points.collect();
+    points.extend(points.last().map(|last| (end, last.1)));
+    points
 }
 
 fn section(title: &str, plots: &str) -> String {

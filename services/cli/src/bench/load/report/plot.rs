@@ -162,9 +162,9 @@ impl Plot {
                 let (_, place) = self.at((self.x.from, *y));
                 writeln!(
                     svg,
-                    "<path class=\"limit\" d=\"M{LEFT} {place:.1}H{}\"/><text class=\"limit\" x=\"{}\" y=\"{:.1}\">{name}</text>",
+                    "<path class=\"limit\" d=\"M{LEFT} {place:.1}H{}\"/><text class=\"limit\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{name}</text>",
                     WIDTH - RIGHT,
-                    LEFT + 6.0,
+                    WIDTH - RIGHT - 6.0,
                     place - 4.0
                 )
             }
