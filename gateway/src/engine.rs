@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use asterism_process::trace::TraceContext;
 use asterism_proto::v1::generate_request::Prompt as WirePrompt;
 use asterism_proto::v1::tokenize_request::Input;
 use asterism_proto::{Failure, Reason, v1};
@@ -9,7 +10,9 @@ use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use crate::driver::{AnswerStream, Driver, NewRequest, PipelineInfo, PipelineState, Stops};
+use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::Sampling;
+use crate::scheduler::Loads;
 use crate::text::{ChatMessage, Decoder, GenerationDefaults, ModelText, Prompt, StopStrings};
 
 /// The longest id that a caller may give a request, in bytes.
@@ -64,7 +67,7 @@ impl Engine {
         }
     }
 
-    /// Begins an answer.
+    /// Begins an answer, below its caller's span.
     ///
     /// # Errors
     /// What is wrong with the request, or why it is not taken now.
@@ -72,7 +75,20 @@ impl Engine {
         &self,
         request: v1::GenerateRequest,
         open_end: OpenEnd,
+        caller: TraceContext,
     ) -> Result<AnswerStream, Failure> {
+        let mut record = RequestRecord::arrived(self.driver.metrics(), &caller);
+        match self.check(request, open_end).await {
+            Ok(request) => self.driver.submit(request, record).await,
+            Err(failure) => {
+                record.failed(&failure);
+                Err(failure)
+            }
+        }
+    }
+
+    /// A request as the driver takes it.
+    async fn check(&self, request: v1::GenerateRequest, open_end: OpenEnd) -> Result<NewRequest, Failure> {
         self.check_model(&request.model)?;
         let id = request_id(request.request_id)?;
         let pipeline = self.driver.pipeline()?;
@@ -95,7 +111,7 @@ impl Engine {
         let stopping = request.stopping.unwrap_or_default();
         let length = Length { prompt: prompt.len(), field, asked: stopping.max_tokens, open_end };
         let max_tokens = length.max_tokens(defaults, pipeline.max_context)?;
-        let request = NewRequest {
+        Ok(NewRequest {
             id,
             model: self.name.clone(),
             prompt: prompt.into(),
@@ -103,8 +119,20 @@ impl Engine {
             sampling,
             stops: stops(stopping, max_tokens, defaults, &pipeline)?,
             priority: request.priority.unwrap_or(0),
-        };
-        self.driver.submit(request).await
+        })
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        self.driver.metrics()
+    }
+
+    /// How much there is to do, and how much room is left.
+    ///
+    /// # Errors
+    /// UNAVAILABLE: the gateway shuts down.
+    pub async fn loads(&self) -> Result<Loads, Failure> {
+        self.driver.loads().await
     }
 
     /// The ids of a text or of a rendered chat.

@@ -8,6 +8,7 @@ pub mod api;
 pub mod config;
 pub mod driver;
 pub mod engine;
+pub mod metrics;
 pub mod sampler;
 pub mod scheduler;
 pub mod service;

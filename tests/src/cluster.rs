@@ -79,6 +79,7 @@ impl Setup {
             max_rows: Some(self.max_rows),
             memory: self.memory,
             max_context: self.max_context.map(|tokens| tokens as usize),
+            metrics_listen: Some(loopback(0)),
             ..ShardConfig::new(&self.checkpoint)
         }
     }
@@ -123,6 +124,12 @@ impl Cluster {
     /// Where the shards listen, by stage.
     pub fn shards(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where a stage serves its metrics.
+    pub fn metrics(&self, stage: usize) -> SocketAddr {
+        let shard = self.shards[stage].as_ref().expect("a shard that runs");
+        shard.metrics_address.expect("metrics are served")
     }
 
     /// The gateway.

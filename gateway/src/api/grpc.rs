@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use asterism_process::trace::TraceContext;
 use asterism_proto::v1;
 use asterism_proto::v1::inference_server::{Inference, InferenceServer};
 use futures::{Stream, StreamExt};
@@ -28,7 +29,9 @@ impl Inference for Door {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let answer = self.engine.generate(request.into_inner(), OpenEnd::Model).await?;
+        let header = |name: &str| request.metadata().get(name)?.to_str().ok();
+        let caller = TraceContext::of_headers(header("traceparent"), header("tracestate"));
+        let answer = self.engine.generate(request.into_inner(), OpenEnd::Model, caller).await?;
         let responses = answer.map(|event| match event {
             Ok(event) => Ok(v1::GenerateResponse { event: Some(event) }),
             Err(failure) => Err(Status::from(failure)),
@@ -60,5 +63,10 @@ impl Inference for Door {
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
         let aborted = self.engine.abort(request.into_inner().request_id).await?;
         Ok(Response::new(v1::AbortResponse { aborted }))
+    }
+
+    async fn loads(&self, _: Request<v1::LoadsRequest>) -> Result<Response<v1::LoadsResponse>, Status> {
+        let loads = self.engine.loads().await?;
+        Ok(Response::new(self.engine.metrics().loads(&loads)))
     }
 }

@@ -9,14 +9,17 @@ use tokio_util::sync::CancellationToken;
 use super::answer::AnswerStream;
 use super::requests::{NewRequest, Requests};
 use super::{DriverSettings, PipelineState};
-use crate::scheduler::{Limits, NewSequence, Scheduler, SequenceId, TenantId};
+use crate::metrics::RequestRecord;
+use crate::scheduler::{Limits, Loads, NewSequence, Scheduler, SequenceId, TenantId};
 
 /// What callers ask of the driver.
 pub enum Command {
     /// An answer.
-    Submit(Box<NewRequest>, oneshot::Sender<Result<AnswerStream, Failure>>),
+    Submit(Box<(NewRequest, RequestRecord)>, oneshot::Sender<Result<AnswerStream, Failure>>),
     /// An end; told whether there was such a request.
     Abort(String, oneshot::Sender<bool>),
+    /// How much there is to do.
+    Loads(oneshot::Sender<Loads>),
 }
 
 /// See the module.
@@ -40,12 +43,27 @@ impl Desk {
     pub fn answer(&mut self, command: Command) {
         // A caller that does not wait for the reply has dropped its request with it.
         match command {
-            Command::Submit(request, reply) => drop(reply.send(self.submit(*request))),
+            Command::Submit(request, reply) => {
+                let (request, record) = *request;
+                drop(reply.send(self.submit(request, record)));
+            }
             Command::Abort(id, reply) => drop(reply.send(self.abort(&id))),
+            Command::Loads(reply) => drop(reply.send(self.scheduler.loads())),
         }
     }
 
-    fn submit(&mut self, request: NewRequest) -> Result<AnswerStream, Failure> {
+    fn submit(&mut self, request: NewRequest, mut record: RequestRecord) -> Result<AnswerStream, Failure> {
+        match self.queue(&request) {
+            Ok((sequence, top_k)) => Ok(self.requests.insert(sequence, (request, record), top_k)),
+            Err(failure) => {
+                record.failed(&failure);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Queues a request: under which name, and how many candidates its evidence holds.
+    fn queue(&mut self, request: &NewRequest) -> Result<(SequenceId, u32), Failure> {
         let vocab = self.state.borrow().joined()?.vocab_size;
         if self.requests.sequence(&request.id).is_some() {
             let message = format!("request_id {:?} is that of a request that is not over", request.id);
@@ -66,7 +84,7 @@ impl Desk {
             deadline: None,
             evidence: crate::scheduler::EvidenceSpec { setting_id: sequence, top_k },
         })?;
-        Ok(self.requests.insert(sequence, request, top_k))
+        Ok((sequence, top_k))
     }
 
     fn abort(&mut self, id: &str) -> bool {

@@ -3,6 +3,7 @@
 //! It waits for shards, callers and the clock, never for a reader. Whatever breaks ends the epoch; nothing is resent.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asterism_process::awake::{AwakeGuard, Wakefulness};
@@ -24,6 +25,7 @@ use super::plan::plan;
 use super::requests::Delivered;
 use super::streams::StageEvent;
 use super::{PipelineState, SeenEvidence};
+use crate::metrics::{StageClock, StepTraces};
 use crate::sampler::{self, Draw, Evidence, Row, Token, widened_k};
 use crate::scheduler::{Committed, SequenceId};
 
@@ -37,6 +39,9 @@ pub struct Epoch<'d> {
     fetches: FuturesUnordered<Pin<Box<dyn Future<Output = Fetched> + Send>>>,
     beats: Beats,
     pace: PaceMeter,
+    /// One for each stage.
+    clocks: Vec<Arc<StageClock>>,
+    traces: StepTraces,
     /// Stages that will leave.
     draining: Vec<usize>,
     /// Set once the gateway shuts down: when it waits no longer.
@@ -53,9 +58,13 @@ impl<'d> Epoch<'d> {
         let stages = joined.pipeline.members.len();
         let beats = Beats::new(stages, desk.settings.beat_limit, Instant::now());
         let wakefulness = joined.pipeline.has_cards().then(|| Wakefulness::of(&Handle::current()));
+        let metrics = &desk.settings.metrics;
+        let (clocks, traces) = (metrics.stages.of(stages), StepTraces::new(metrics.tracer.clone()));
         Self {
             desk,
             joined,
+            clocks,
+            traces,
             flights: Flights::new(stages),
             fetches: FuturesUnordered::new(),
             beats,
@@ -123,8 +132,10 @@ impl<'d> Epoch<'d> {
                 let request = requests.get(sequence)?;
                 Some(request.sampling.setting(sequence))
             };
-            let plan = plan(self.joined.holder.epoch, step, setting);
+            let mut plan = plan(self.joined.holder.epoch, step, setting);
             let now = Instant::now();
+            requests.planned(&plan, now);
+            self.traces.send(&mut plan, |sequence| requests.get(sequence)?.record.trace());
             self.flights.sent(&plan, now);
             if !plan.spans.is_empty() {
                 self.pace.planned(now);
@@ -218,11 +229,15 @@ impl<'d> Epoch<'d> {
         if !report.evidence.is_empty() {
             self.pace.evidence(now);
         }
+        if let (Some(clock), Some(times)) = (self.clocks.get(stage), &report.times) {
+            clock.add(times);
+        }
         for evidence in report.evidence {
             self.on_evidence(report.step, evidence);
         }
         if progress.done {
             self.desk.scheduler.step_done(report.step);
+            self.traces.done(report.step);
             if let Some(pace) = progress.way.and_then(|way| self.pace.done(way)) {
                 self.desk.scheduler.observe(pace);
             }

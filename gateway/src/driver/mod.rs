@@ -47,7 +47,8 @@ use runner::Runner;
 pub use writer::Stops;
 
 use crate::config::GatewayConfig;
-use crate::scheduler::{Limits, QueueLimits, Scheduler};
+use crate::metrics::{Metrics, RequestRecord};
+use crate::scheduler::{Limits, Loads, QueueLimits, Scheduler};
 use crate::text::ModelText;
 
 /// Callers that may wait for the driver's ear at once.
@@ -58,6 +59,7 @@ const COMMANDS: usize = 64;
 pub struct Driver {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<PipelineState>,
+    metrics: Arc<Metrics>,
 }
 
 /// What a driver needs to know.
@@ -77,6 +79,8 @@ pub struct DriverSettings {
     pub grace: Duration,
     /// Sees every row of evidence.
     pub sink: Option<EvidenceSink>,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
 }
 
 /// What the pipeline is doing.
@@ -170,8 +174,9 @@ impl Driver {
             steps_in_flight: 0,
             max_context: 0,
         };
+        let metrics = Arc::clone(&settings.metrics);
         let desk = Desk {
-            requests: Requests::new(text),
+            requests: Requests::new(text, Arc::clone(&metrics)),
             scheduler: Scheduler::new(nothing, settings.queue),
             settings,
             state: sender,
@@ -180,7 +185,7 @@ impl Driver {
         };
         let id = Uuid::new_v4();
         let runner = Runner::new(desk, shards, id.to_string(), id.as_u64_pair().1);
-        Ok((Self { commands, state }, reactor.run(runner.run())))
+        Ok((Self { commands, state, metrics }, reactor.run(runner.run())))
     }
 
     /// What the pipeline is doing, as it changes.
@@ -201,8 +206,8 @@ impl Driver {
     /// # Errors
     /// UNAVAILABLE, RESOURCE_EXHAUSTED where the queue is full, CONFLICT where its id is taken, INVALID_ARGUMENT where it
     /// could never fit.
-    pub async fn submit(&self, request: NewRequest) -> Result<AnswerStream, Failure> {
-        self.ask(|reply| Command::Submit(Box::new(request), reply)).await?
+    pub async fn submit(&self, request: NewRequest, record: RequestRecord) -> Result<AnswerStream, Failure> {
+        self.ask(|reply| Command::Submit(Box::new((request, record)), reply)).await?
     }
 
     /// Ends a request by its id with what it has. False: there was none.
@@ -211,6 +216,19 @@ impl Driver {
     /// UNAVAILABLE: the gateway shuts down.
     pub async fn abort(&self, id: String) -> Result<bool, Failure> {
         self.ask(|reply| Command::Abort(id, reply)).await
+    }
+
+    /// How much there is to do, and how much room is left.
+    ///
+    /// # Errors
+    /// UNAVAILABLE: the gateway shuts down.
+    pub async fn loads(&self) -> Result<Loads, Failure> {
+        self.ask(Command::Loads).await
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Failure> {
@@ -234,6 +252,7 @@ impl DriverSettings {
             beat_limit: config.beat_limit,
             grace: config.grace,
             sink: None,
+            metrics: Arc::new(Metrics::new(&config.name())),
         }
     }
 }

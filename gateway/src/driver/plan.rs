@@ -7,7 +7,7 @@ use crate::scheduler::{SequenceId, Span, Step};
 /// The plan of a step; `setting` makes a sequence's processors, which go with its first span.
 pub fn plan(epoch: u64, step: Step, setting: impl Fn(SequenceId) -> Option<wire::Setting>) -> wire::StepPlan {
     let spans = step.spans.into_iter().map(|span| wire_span(span, &setting)).collect();
-    wire::StepPlan { epoch, step: step.id, ended: step.ended, spans }
+    wire::StepPlan { epoch, step: step.id, ended: step.ended, spans, traceparent: String::new() }
 }
 
 fn wire_span(span: Span, setting: impl Fn(SequenceId) -> Option<wire::Setting>) -> wire::Span {

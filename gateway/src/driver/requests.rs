@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
+use asterism_proto::shard::v1::StepPlan;
 use asterism_proto::v1::generate_response::Event;
 use asterism_proto::{Failure, Reason, v1};
 
 use super::answer::{AnswerReader, AnswerSender, AnswerStream, answer};
 use super::cancel::Cancelled;
 use super::writer::{Stops, Writer};
+use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::{Sampling, Token};
 use crate::scheduler::SequenceId;
 use crate::text::{Decoder, ModelText};
@@ -41,6 +44,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// How many candidates its evidence holds.
     pub top_k: u32,
+    /// Its times and spans.
+    pub record: RequestRecord,
     writer: Writer,
     answer: AnswerSender,
 }
@@ -63,6 +68,11 @@ pub struct Requests {
     cancelled: Cancelled,
     /// What readers are to get, once the next step is on its way.
     unsent: Vec<Unsent>,
+    metrics: Arc<Metrics>,
+    /// Tokens drawn since the last flush.
+    drawn: u64,
+    /// When the first of them was.
+    drawing_since: Option<Instant>,
 }
 
 /// An event that waits for [`Requests::flush`].
@@ -74,7 +84,7 @@ struct Unsent {
 
 impl Requests {
     /// None yet, for a model.
-    pub fn new(text: Arc<ModelText>) -> Self {
+    pub fn new(text: Arc<ModelText>, metrics: Arc<Metrics>) -> Self {
         Self {
             text,
             by_sequence: BTreeMap::new(),
@@ -82,6 +92,9 @@ impl Requests {
             last: 0,
             cancelled: Cancelled::default(),
             unsent: Vec::new(),
+            metrics,
+            drawn: 0,
+            drawing_since: None,
         }
     }
 
@@ -117,8 +130,14 @@ impl Requests {
     }
 
     /// Takes a request in under its sequence's name.
-    pub fn insert(&mut self, sequence: SequenceId, new: NewRequest, top_k: u32) -> AnswerStream {
+    pub fn insert(
+        &mut self,
+        sequence: SequenceId,
+        (new, mut record): (NewRequest, RequestRecord),
+        top_k: u32,
+    ) -> AnswerStream {
         let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
+        record.queued(&new.id, prompt_tokens);
         let started = v1::Started {
             request_id: new.id.clone(),
             model: new.model,
@@ -131,6 +150,7 @@ impl Requests {
             id: new.id.clone(),
             sampling: new.sampling,
             top_k,
+            record,
             writer: Writer::new(new.decoder, new.stops, prompt_tokens),
             answer: sender,
         };
@@ -146,10 +166,25 @@ impl Requests {
         Some(request)
     }
 
+    /// Notes whose first rows are in a plan that goes out.
+    pub fn planned(&mut self, plan: &StepPlan, now: Instant) {
+        let rows: usize = plan.spans.iter().map(|span| span.token_ids.len()).sum();
+        if rows > 0 {
+            self.metrics.step_rows.observe(rows as f64);
+        }
+        for span in plan.spans.iter().filter(|span| span.start.is_some()) {
+            if let Some(request) = self.by_sequence.get_mut(&span.sequence) {
+                request.record.planned(now);
+            }
+        }
+    }
+
     /// Writes a drawn token for its reader, who gets it with the next [`Requests::flush`]: what a card waits for goes
     /// first. A request that is over with it is forgotten.
     pub fn deliver(&mut self, sequence: SequenceId, token: Token) -> Delivered {
         let Some(request) = self.by_sequence.get_mut(&sequence) else { return Delivered::Over };
+        self.drawn += 1;
+        request.record.token(*self.drawing_since.get_or_insert_with(Instant::now));
         let logprobs = token.logprobs.map(|logprobs| {
             let told = |(token_id, logprob)| v1::Logprob {
                 token_id,
@@ -163,6 +198,9 @@ impl Requests {
         });
         let written = request.writer.token(token.id, logprobs);
         let over = written.finished.is_some();
+        if let Some(finished) = &written.finished {
+            request.record.finished(finished);
+        }
         let events =
             written.into_events().map(|event| Unsent { sequence, answer: request.answer.clone(), event });
         self.unsent.extend(events);
@@ -176,6 +214,9 @@ impl Requests {
     /// Hands readers what was written for them, and returns the sequences that nobody will read on: their readers are gone, or
     /// too slow and were told so.
     pub fn flush(&mut self) -> Vec<SequenceId> {
+        if self.drawing_since.take().is_some() {
+            self.metrics.generation_tokens.inc_by(std::mem::take(&mut self.drawn));
+        }
         let mut unread = Vec::new();
         for Unsent { sequence, answer, event } in self.unsent.drain(..) {
             if answer.send(event).is_err() {
@@ -189,7 +230,11 @@ impl Requests {
     pub fn abort(&mut self, sequence: SequenceId) {
         if let Some(mut request) = self.remove(sequence) {
             self.flush();
-            for event in request.writer.abort().into_events() {
+            let written = request.writer.abort();
+            if let Some(finished) = &written.finished {
+                request.record.finished(finished);
+            }
+            for event in written.into_events() {
                 // A reader that is gone needs no end.
                 let _ = request.answer.send(event);
             }
@@ -198,8 +243,9 @@ impl Requests {
 
     /// Ends a request with a failure.
     pub fn fail(&mut self, sequence: SequenceId, failure: Failure) {
-        if let Some(request) = self.remove(sequence) {
+        if let Some(mut request) = self.remove(sequence) {
             self.flush();
+            request.record.failed(&failure);
             request.answer.fail(failure);
         }
     }
@@ -208,8 +254,10 @@ impl Requests {
     pub fn fail_all(&mut self, reason: Reason, message: &str) {
         self.flush();
         self.by_id.clear();
-        for request in std::mem::take(&mut self.by_sequence).into_values() {
-            request.answer.fail(Failure::new(reason, message));
+        for mut request in std::mem::take(&mut self.by_sequence).into_values() {
+            let failure = Failure::new(reason, message);
+            request.record.failed(&failure);
+            request.answer.fail(failure);
         }
     }
 }

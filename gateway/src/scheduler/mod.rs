@@ -115,6 +115,14 @@ pub struct Loads {
     pub steps_in_flight: u32,
     /// G.
     pub groups: u32,
+    /// Of the free blocks, those whose content is kept.
+    pub cached_blocks: u32,
+    /// Sequences whose blocks were taken for others, ever.
+    pub preemptions: u64,
+    /// Prompt tokens that were looked up in the prefix index, ever.
+    pub prefix_queries: u64,
+    /// Prompt tokens that were found there, ever.
+    pub prefix_hits: u64,
 }
 
 /// Plans one pipeline's steps.
@@ -257,6 +265,10 @@ impl Scheduler {
             blocks: self.limits.blocks,
             steps_in_flight: self.in_flight.len(),
             groups: self.groups.count(),
+            cached_blocks: 0,
+            preemptions: 0,
+            prefix_queries: 0,
+            prefix_hits: 0,
         }
     }
 }

@@ -8,6 +8,7 @@ mod generate;
 mod http;
 mod join;
 mod limits;
+mod metrics;
 mod model;
 mod sampling;
 mod sandbox;

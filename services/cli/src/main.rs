@@ -68,6 +68,14 @@ fn main() -> ExitCode {
 fn run(asterism: Asterism) -> Result<ExitCode, Box<dyn Error>> {
     telemetry::init(&asterism.telemetry)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Dropped before the runtime, which the last spans still need.
+    let _export = match &asterism.command {
+        Command::Up(_) | Command::Gateway(_) | Command::Shard(_) => {
+            let _entered = runtime.enter();
+            telemetry::export(&asterism.telemetry)?
+        }
+        _ => None,
+    };
     match asterism.command {
         Command::Up(arguments) => runtime.block_on(up::run(arguments))?,
         Command::Chat(arguments) => return Ok(runtime.block_on(chat::run(arguments))?),

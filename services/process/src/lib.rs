@@ -7,6 +7,8 @@ pub mod channel;
 pub mod config;
 pub mod health;
 pub mod listen;
+pub mod metrics;
 pub mod reactor;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trace;

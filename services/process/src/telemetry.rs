@@ -1,4 +1,4 @@
-//! Where log lines go and what they look like.
+//! Where log lines and spans go and what they look like.
 
 use std::io::IsTerminal as _;
 
@@ -6,7 +6,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// How the process logs. Lines go to stderr, so that stdout stays a command's own output.
+use crate::trace::{self, Export, ExportError};
+
+/// How the process logs, and where its spans go. Lines go to stderr, so that stdout stays a command's own output.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Telemetry {
     /// What is logged: a level, or directives such as `info,asterism_shard=debug`.
@@ -21,11 +23,14 @@ pub struct Telemetry {
         value_name = "FORMAT"
     )]
     pub log_format: LogFormat,
+    /// An OTLP receiver over gRPC, as http://host:4317, for spans of requests and steps. They hold no text.
+    #[arg(long = "otlp", env = "OTEL_EXPORTER_OTLP_ENDPOINT", global = true, value_name = "URL")]
+    pub otlp: Option<String>,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log: "info".to_owned(), log_format: LogFormat::Text }
+        Self { log: "info".to_owned(), log_format: LogFormat::Text, otlp: None }
     }
 }
 
@@ -69,6 +74,14 @@ pub fn init(telemetry: &Telemetry) -> Result<(), TelemetryError> {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init()?,
     }
     Ok(())
+}
+
+/// Exports spans if there is a receiver for them. Must be called within a runtime that outlives what is returned.
+///
+/// # Errors
+/// The receiver's address is none.
+pub fn export(telemetry: &Telemetry) -> Result<Option<Export>, ExportError> {
+    telemetry.otlp.as_deref().map(trace::export).transpose()
 }
 
 #[cfg(test)]

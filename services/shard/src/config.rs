@@ -72,6 +72,9 @@ pub struct ShardConfig {
     /// Positions of the longest sequence; unless given, those of the model's config.
     #[arg(long, env = "ASTERISM_MAX_CONTEXT", value_name = "N")]
     pub max_context: Option<usize>,
+    /// Where to serve Prometheus metrics over HTTP, on `/metrics`; unless given, nowhere.
+    #[arg(long, env = "ASTERISM_METRICS_LISTEN", value_name = "HOST:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 impl ShardConfig {
@@ -93,6 +96,7 @@ impl ShardConfig {
             deterministic: false,
             max_rows: None,
             max_context: None,
+            metrics_listen: None,
         }
     }
 

@@ -13,6 +13,7 @@ mod error;
 mod evidence;
 mod fence;
 mod load;
+mod metrics;
 mod open;
 mod plan;
 mod report;

@@ -9,8 +9,8 @@ use asterism_process::awake::Wakefulness;
 use asterism_process::channel::{self, CONTROL_MESSAGE_LIMIT, FRAME_MESSAGE_LIMIT, Traffic};
 use asterism_process::config::{Mistakes, Settings as _};
 use asterism_process::health::Health;
-use asterism_process::listen;
 use asterism_process::reactor::Reactor;
+use asterism_process::{listen, metrics};
 use asterism_proto::shard::v1::shard_server::{SERVICE_NAME, ShardServer};
 use asterism_proto::{DESCRIPTORS, Failure, Reason};
 use asterism_tensor::TensorError;
@@ -25,6 +25,7 @@ use crate::describe;
 use crate::device::{Command, DeviceThread};
 use crate::error::ShardError;
 use crate::load::{self, Loaded, Progress, StartTimes};
+use crate::metrics::StageMetrics;
 use crate::report::Heart;
 use crate::service::{Ready, ShardService};
 use crate::step::{Machine, is_ahead};
@@ -45,6 +46,8 @@ pub struct Shard;
 pub struct RunningShard {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it serves its metrics.
+    pub metrics_address: Option<SocketAddr>,
     times: StartTimes,
     life: JoinHandle<Result<(), ShardError>>,
     _kill: DropGuard,
@@ -97,9 +100,23 @@ impl Shard {
         // From here on an early return stops the server too.
         let guard = stop.clone().drop_guard();
 
+        let (stage_metrics, registry) = StageMetrics::new(&config);
+        let metrics_address = match config.metrics_listen {
+            None => None,
+            Some(address) => {
+                let (listener, address) = listen::bind(address).await?;
+                tokio::spawn(metrics::serve(listener, Arc::new(registry), stop.clone()));
+                Some(address)
+            }
+        };
         warn_who_may(address);
         let gone = Gone::default();
-        let told = Told { progress: Arc::clone(&progress), heart: Arc::clone(&heart), gone: gone.clone() };
+        let told = Told {
+            progress: Arc::clone(&progress),
+            heart: Arc::clone(&heart),
+            metrics: stage_metrics,
+            gone: gone.clone(),
+        };
         let loading = spawn_device(config.clone(), runtime, told).map_err(io("the device thread"))?;
         let ready = tokio::select! {
             () = shutdown.cancelled() => return Err(ShardError::Stopped),
@@ -112,7 +129,7 @@ impl Shard {
 
         let life = Life { service, health, server, gone, stop: guard };
         let life = tokio::spawn(life.live(shutdown, kill.clone()));
-        Ok(RunningShard { address, times, life, _kill: kill.drop_guard() })
+        Ok(RunningShard { address, metrics_address, times, life, _kill: kill.drop_guard() })
     }
 }
 
@@ -163,6 +180,7 @@ impl Gone {
 struct Told {
     progress: Arc<Progress>,
     heart: Arc<Heart>,
+    metrics: StageMetrics,
     gone: Gone,
 }
 
@@ -170,7 +188,7 @@ struct Told {
 fn spawn_device(
     config: ShardConfig,
     runtime: Handle,
-    Told { progress, heart, gone }: Told,
+    Told { progress, heart, metrics, gone }: Told,
 ) -> std::io::Result<oneshot::Receiver<Result<(Ready, StartTimes), ShardError>>> {
     let (told, loaded) = oneshot::channel();
     let guard = gone.told.drop_guard();
@@ -216,7 +234,7 @@ fn spawn_device(
         let description = describe::describe(&config, info, logits_slots);
         let largest = info.max_rows as u64 * info.row_bytes() as u64;
         let wakefulness = is_ahead(&stage).then(|| Wakefulness::of(&runtime));
-        let machine = Machine { stage, edges, logits, heart, runtime, wakefulness };
+        let machine = Machine { stage, edges, logits, heart, metrics, runtime, wakefulness };
         if told.send(Ok((Ready { description, largest, commands }, times))).is_ok()
             && let Err(error) = (DeviceThread { machine, room, commands: queue }).run()
         {

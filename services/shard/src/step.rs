@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::edges::{Edges, MOST_UNDER_WAY, Place, StagedStep, TIMELINE};
 use crate::epoch::Epoch;
 use crate::evidence::{Context, LogitsRows, Wanted};
+use crate::metrics::{StageMetrics, StepRecord};
 use crate::plan::{PlanRefusal, Step, StepSpan};
 use crate::report::{Doing, Heart, StageClock, Work};
 use crate::sequences::Sequences;
@@ -41,6 +42,8 @@ pub struct Machine {
     pub logits: Option<LogitsRows>,
     /// Signs of life.
     pub heart: Arc<Heart>,
+    /// What is counted and traced.
+    pub metrics: StageMetrics,
     /// For waits on channels.
     pub runtime: Handle,
     /// Of the runtime, where a card would wait for it.
@@ -79,6 +82,7 @@ pub struct UnderWay {
     /// Nothing, if it has no rows.
     work: Option<WorkUnderWay>,
     evidence: Vec<Evidence>,
+    record: StepRecord,
 }
 
 /// What the device was given for a step.
@@ -121,6 +125,7 @@ impl Reign {
     /// # Errors
     /// The plan is refused, the epoch is over, or the device has failed.
     pub fn begin(&mut self, machine: &mut Machine, plan: StepPlan) -> Result<(), StepError> {
+        let record = machine.metrics.begin(&plan);
         let step = self.sequences.apply(plan).map_err(Failure::from)?;
         if self.awake.is_none() {
             self.awake = machine.wakefulness.as_ref().map(Wakefulness::guard);
@@ -132,7 +137,7 @@ impl Reign {
                 (Some(work), evidence)
             }
         };
-        self.under_way.push_back(UnderWay { step: step.id, work, evidence });
+        self.under_way.push_back(UnderWay { step: step.id, work, evidence, record });
         Ok(())
     }
 
@@ -170,7 +175,9 @@ impl Reign {
     /// # Errors
     /// The epoch is over, or the device has failed.
     pub fn finish(&mut self, machine: &Machine) -> Result<(), StepError> {
-        let Some(UnderWay { step, work, evidence }) = self.under_way.pop_front() else { return Ok(()) };
+        let Some(UnderWay { step, work, evidence, record }) = self.under_way.pop_front() else {
+            return Ok(());
+        };
         if let Some(WorkUnderWay { output, place, alive }) = work {
             let bytes = self.clock.time(Doing::Computing, || output.wait())?;
             if is_ahead(&machine.stage) {
@@ -186,7 +193,9 @@ impl Reign {
             }
         }
         let epoch = self.epoch.holder.epoch;
-        let report = StepReport { epoch, step, evidence, times: Some(self.clock.take()) };
+        let times = self.clock.take();
+        machine.metrics.done(record, &times);
+        let report = StepReport { epoch, step, evidence, times: Some(times) };
         let Self { epoch, reports, clock, .. } = self;
         let report = match reports.try_send(report) {
             Ok(()) => return Ok(()),

@@ -7,7 +7,7 @@ use asterism_shard::ShardConfig;
 use super::source;
 
 /// More than this is a sign that something should be computed instead.
-const MOST_KEYS: usize = 15;
+const MOST_KEYS: usize = 16;
 
 const GATEWAY: [&str; 12] = [
     "listen",
@@ -24,7 +24,7 @@ const GATEWAY: [&str; 12] = [
     "grace",
 ];
 
-const SHARD: [&str; 15] = [
+const SHARD: [&str; 16] = [
     "listen",
     "advertise",
     "model",
@@ -40,6 +40,7 @@ const SHARD: [&str; 15] = [
     "deterministic",
     "max_rows",
     "max_context",
+    "metrics_listen",
 ];
 
 #[track_caller]

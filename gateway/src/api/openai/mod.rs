@@ -10,13 +10,15 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use asterism_process::metrics::exposition;
+use asterism_process::trace::TraceContext;
 use asterism_proto::v1::generate_response::Event as Answered;
 use asterism_proto::{Failure, Reason, v1};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -37,6 +39,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub fn router(engine: Arc<Engine>) -> Router {
     Router::new()
         .route("/health", get(health))
+        .route("/metrics", get(metrics))
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat_completions))
         .fallback(no_such_route)
@@ -59,17 +62,26 @@ async fn health(State(engine): State<Arc<Engine>>) -> Response {
     }
 }
 
+async fn metrics(State(engine): State<Arc<Engine>>) -> Response {
+    // A gateway that shuts down has nothing to do.
+    let loads = engine.loads().await.unwrap_or_default();
+    exposition(engine.metrics().registry(&loads))
+}
+
 async fn models(State(engine): State<Arc<Engine>>) -> Json<Value> {
     Json(answer::models(&[engine.model()]))
 }
 
 async fn chat_completions(
     State(engine): State<Arc<Engine>>,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, HttpFailure> {
     let body = body.map_err(|rejection| Failure::invalid("body", rejection.body_text()))?;
     let ChatRequest { generate, form } = ChatRequest::parse(&body)?;
-    let answer = engine.generate(generate, OpenEnd::Context).await?;
+    let header = |name: &str| headers.get(name)?.to_str().ok();
+    let caller = TraceContext::of_headers(header("traceparent"), header("tracestate"));
+    let answer = engine.generate(generate, OpenEnd::Context, caller).await?;
     let created = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     let heading = Heading::new(answer.started(), created);
     Ok(match form {

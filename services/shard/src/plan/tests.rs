@@ -47,7 +47,7 @@ fn next() -> Span {
 }
 
 fn plan(step: u64, spans: Vec<Span>) -> StepPlan {
-    StepPlan { epoch: 7, step, ended: Vec::new(), spans }
+    StepPlan { epoch: 7, step, ended: Vec::new(), spans, traceparent: String::new() }
 }
 
 fn apply(sequences: &mut Sequences, spans: Vec<Span>) -> Result<Step, PlanRefusal> {

@@ -29,8 +29,16 @@ impl Stand {
         let room = describe::room(stage.info(), logits_slots);
         let runtime = Runtime::new().expect("threads");
         let heart = Arc::default();
-        let machine =
-            Machine { stage, edges, logits, heart, runtime: runtime.handle().clone(), wakefulness: None };
+        let (metrics, _) = StageMetrics::new(&config);
+        let machine = Machine {
+            stage,
+            edges,
+            logits,
+            heart,
+            metrics,
+            runtime: runtime.handle().clone(),
+            wakefulness: None,
+        };
         Self { machine, room, _runtime: runtime }
     }
 
@@ -88,7 +96,7 @@ fn plans(epoch: u64) -> Vec<StepPlan> {
             prior_ids: Vec::new(),
         }),
     };
-    let plan = |step, ended, spans| StepPlan { epoch, step, ended, spans };
+    let plan = |step, ended, spans| StepPlan { epoch, step, ended, spans, traceparent: String::new() };
     vec![
         plan(1, Vec::new(), vec![span(1, 0, 9, 20)]),
         plan(2, Vec::new(), vec![span(1, 9, 20, 20)]),

@@ -15,7 +15,7 @@ use crate::plans::{Talk, off};
 async fn a_refused_plan_ends_its_epoch_on_every_stage_and_nothing_else() {
     let pipeline = Pipeline::plain(2).await;
     let span = || Talk::new(1, 20, off(1)).prompt();
-    let of = |step, spans| StepPlan { epoch: 0, step, ended: Vec::new(), spans };
+    let of = |step, spans| StepPlan { step, spans, ..StepPlan::default() };
     type Break = fn(Span) -> Span;
     let broken: [(Break, &str); 9] = [
         (|span| Span { start: None, ..span }, "has not started"),
@@ -128,7 +128,7 @@ async fn activations_are_held_to_the_epoch_and_the_plan() {
     };
     let row = 64 * 4;
     let plan =
-        |epoch| StepPlan { epoch, step: 1, ended: vec![], spans: vec![Talk::new(1, 2, off(1)).prompt()] };
+        |epoch| StepPlan { epoch, step: 1, spans: vec![Talk::new(1, 2, off(1)).prompt()], ..StepPlan::default() };
 
     let (mut last, mut run) = last_stage(&pipeline, 1).await;
     let status = activations(&mut last, vec![open(2)]).await;
@@ -182,7 +182,7 @@ async fn more_plans_than_agreed_are_refused() {
     // Nothing comes over the edge, so the first plan waits for its input and the others behind it.
     for step in 1..=8 {
         let spans = vec![Talk::new(step, 2, off(step)).prompt()];
-        run.plan(StepPlan { epoch: 1, step, ended: vec![], spans }).await;
+        run.plan(StepPlan { epoch: 1, step, spans, ..StepPlan::default() }).await;
     }
     let status = run.end().await;
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");

@@ -1,0 +1,144 @@
+//! One request's times and spans, from its arrival to its end.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use asterism_process::trace::{Part, Span, TraceContext};
+use asterism_proto::{Failure, v1};
+
+use super::{Ended, Failed, Metrics};
+
+/// What is noted of a request on its way. It travels with the request; dropping it before an end is told ends its spans as
+/// cancelled, as its caller then went away.
+#[derive(Debug)]
+pub struct RequestRecord {
+    metrics: Arc<Metrics>,
+    arrived: Instant,
+    planned: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    /// Of a request that is traced.
+    spans: Option<Spans>,
+}
+
+#[derive(Debug)]
+struct Spans {
+    request: Span,
+    /// While it waits.
+    queue: Option<Span>,
+    over: bool,
+}
+
+impl RequestRecord {
+    /// Of a request that arrives now, below its caller's span.
+    pub fn arrived(metrics: &Arc<Metrics>, caller: &TraceContext) -> Self {
+        let spans = metrics.tracer.start("request", Part::Served, caller).map(|mut request| {
+            request.set("gen_ai.operation.name", "text_completion");
+            Spans { request, queue: None, over: false }
+        });
+        let (planned, first_token, last_token) = (None, None, None);
+        Self {
+            metrics: Arc::clone(metrics),
+            arrived: Instant::now(),
+            planned,
+            first_token,
+            last_token,
+            spans,
+        }
+    }
+
+    /// Its prompt was taken in under an id, and waits.
+    pub fn queued(&mut self, id: &str, prompt_tokens: u32) {
+        self.metrics.prompt_tokens.inc_by(u64::from(prompt_tokens));
+        if let Some(spans) = &mut self.spans {
+            spans.request.set("gen_ai.request.id", id.to_owned());
+            spans.request.set("gen_ai.usage.input_tokens", i64::from(prompt_tokens));
+            spans.queue = self.metrics.tracer.start("queue", Part::Within, &spans.request.context());
+        }
+    }
+
+    /// Its first rows were planned; only the first time counts.
+    pub fn planned(&mut self, now: Instant) {
+        if self.planned.is_none() {
+            self.planned = Some(now);
+            self.metrics.times.queue.observe(seconds(self.arrived, now));
+            if let Some(spans) = &mut self.spans {
+                spans.queue = None;
+            }
+        }
+    }
+
+    /// A token was drawn. (Tokens are counted by who draws them, a step's at once.)
+    pub fn token(&mut self, now: Instant) {
+        let times = &self.metrics.times;
+        match self.last_token.replace(now) {
+            Some(last) => times.inter_token.observe(seconds(last, now)),
+            None => {
+                self.first_token = Some(now);
+                times.first_token.observe(seconds(self.arrived, now));
+                times.prefill.observe(seconds(self.planned.unwrap_or(self.arrived), now));
+                if let Some(spans) = &mut self.spans {
+                    let first = seconds(self.arrived, now);
+                    spans.request.set("gen_ai.latency.time_to_first_token", first);
+                }
+            }
+        }
+    }
+
+    /// Its answer is over.
+    pub fn finished(&mut self, finished: &v1::Finished) {
+        let (times, end) = (&self.metrics.times, self.last_token.unwrap_or(self.arrived));
+        let reason = reason(finished.reason());
+        let usage = finished.usage.unwrap_or_default();
+        times.end_to_end.observe(seconds(self.arrived, end));
+        times.inference.observe(seconds(self.planned.unwrap_or(end), end));
+        times.decode.observe(seconds(self.first_token.unwrap_or(end), end));
+        times.prompt_tokens.observe(f64::from(usage.prompt_tokens));
+        times.generation_tokens.observe(f64::from(usage.completion_tokens));
+        self.metrics.ended.get_or_create(&Ended { finished_reason: reason }).inc();
+        if let Some(spans) = &mut self.spans {
+            spans.request.set("gen_ai.response.finish_reasons", reason);
+            spans.request.set("gen_ai.usage.output_tokens", i64::from(usage.completion_tokens));
+            spans.request.set("gen_ai.usage.cache_read.input_tokens", i64::from(usage.cached_tokens));
+            spans.over = true;
+        }
+    }
+
+    /// It was refused, or its answer breaks off.
+    pub fn failed(&mut self, failure: &Failure) {
+        let reason = failure.reason.name();
+        self.metrics.failed.get_or_create(&Failed { reason }).inc();
+        if let Some(spans) = &mut self.spans {
+            spans.request.fail(reason);
+            spans.over = true;
+        }
+    }
+
+    /// Where spans of its steps belong; `None` if it is not traced.
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.spans.as_ref().map(|spans| spans.request.context())
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        if let Some(spans) = &mut self.spans
+            && !spans.over
+        {
+            spans.request.fail("CANCELLED");
+        }
+    }
+}
+
+fn seconds(from: Instant, to: Instant) -> f64 {
+    to.saturating_duration_since(from).as_secs_f64()
+}
+
+/// As vLLM names it.
+fn reason(reason: v1::FinishReason) -> &'static str {
+    match reason {
+        v1::FinishReason::StopToken | v1::FinishReason::StopString | v1::FinishReason::Unspecified => "stop",
+        v1::FinishReason::Length => "length",
+        v1::FinishReason::Aborted => "abort",
+    }
+}
