@@ -47,7 +47,7 @@ pub struct Metrics {
     /// Where the stages' time goes.
     pub stages: StageClocks,
     times: RequestTimes,
-    ended: Family<Ended, Counter>,
+    ended: Endings,
     failed: Family<Failed, Counter>,
     seen: Seen,
     registry: Registry,
@@ -70,6 +70,14 @@ struct RequestTimes {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
     finished_reason: &'static str,
+}
+
+/// Answers by how they ended, looked up once.
+#[derive(Debug)]
+struct Endings {
+    stop: Counter,
+    length: Counter,
+    abort: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -107,10 +115,10 @@ impl Metrics {
             Names(Registry::with_labels([("model_name".into(), model.to_owned().into())].into_iter()));
         let times = RequestTimes::named(&mut names);
         let (prompt_tokens, generation_tokens) = (Counter::default(), Counter::default());
-        let (ended, failed, stages) = (Family::default(), Family::default(), StageClocks::default());
+        let (failed, stages) = (Family::default(), StageClocks::default());
         names.own("prompt_tokens", "Tokens of prompts that were taken in", &prompt_tokens);
         names.own("generation_tokens", "Tokens drawn", &generation_tokens);
-        names.own("request_success", "Answers that ended as they should, by their reason", &ended);
+        let ended = Endings::named(&mut names);
         names.own("request_failure", "Requests that were refused or failed, by the reason told", &failed);
         let step_rows = names.histogram("iteration_tokens_total", "Rows of each step", bounds::STEP_ROWS);
         let seen = Seen::named(&mut names);
@@ -212,6 +220,28 @@ impl RequestTimes {
                 "Tokens of a finished request's answer",
                 bounds::REQUEST_TOKENS,
             ),
+        }
+    }
+}
+
+// === impl Endings ===
+
+impl Endings {
+    fn named(names: &mut Names) -> Self {
+        let ended = Family::<Ended, Counter>::default();
+        names.own("request_success", "Answers that ended as they should, by their reason", &ended);
+        let of = |finished_reason| Counter::clone(&ended.get_or_create(&Ended { finished_reason }));
+        Self { stop: of("stop"), length: of("length"), abort: of("abort") }
+    }
+
+    /// As vLLM names a reason, and its counter.
+    fn of(&self, reason: v1::FinishReason) -> (&'static str, &Counter) {
+        match reason {
+            v1::FinishReason::StopToken | v1::FinishReason::StopString | v1::FinishReason::Unspecified => {
+                ("stop", &self.stop)
+            }
+            v1::FinishReason::Length => ("length", &self.length),
+            v1::FinishReason::Aborted => ("abort", &self.abort),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use asterism_process::trace::{Part, Span, TraceContext};
 use asterism_proto::{Failure, v1};
 
-use super::{Ended, Failed, Metrics};
+use super::{Failed, Metrics};
 
 /// What is noted of a request on its way. It travels with the request; dropping it before an end is told ends its spans as
 /// cancelled, as its caller then went away.
@@ -88,14 +88,14 @@ impl RequestRecord {
     /// Its answer is over.
     pub fn finished(&mut self, finished: &v1::Finished) {
         let (times, end) = (&self.metrics.times, self.last_token.unwrap_or(self.arrived));
-        let reason = reason(finished.reason());
+        let (reason, ended) = self.metrics.ended.of(finished.reason());
+        ended.inc();
         let usage = finished.usage.unwrap_or_default();
         times.end_to_end.observe(seconds(self.arrived, end));
         times.inference.observe(seconds(self.planned.unwrap_or(end), end));
         times.decode.observe(seconds(self.first_token.unwrap_or(end), end));
         times.prompt_tokens.observe(f64::from(usage.prompt_tokens));
         times.generation_tokens.observe(f64::from(usage.completion_tokens));
-        self.metrics.ended.get_or_create(&Ended { finished_reason: reason }).inc();
         if let Some(spans) = &mut self.spans {
             spans.request.set("gen_ai.response.finish_reasons", reason);
             spans.request.set("gen_ai.usage.output_tokens", i64::from(usage.completion_tokens));
@@ -132,13 +132,4 @@ impl Drop for RequestRecord {
 
 fn seconds(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64()
-}
-
-/// As vLLM names it.
-fn reason(reason: v1::FinishReason) -> &'static str {
-    match reason {
-        v1::FinishReason::StopToken | v1::FinishReason::StopString | v1::FinishReason::Unspecified => "stop",
-        v1::FinishReason::Length => "length",
-        v1::FinishReason::Aborted => "abort",
-    }
 }

@@ -14,3 +14,4 @@ mod sampling;
 mod sandbox;
 mod shard;
 mod toy;
+mod traces;
