@@ -1,7 +1,7 @@
 //! Which rows run in which step. Pure: values in, plans out; no async, no clock, no I/O.
 //!
-//! Continuous batching over paged blocks of KV: waiting sequences are admitted in order of priority and arrival once their
-//! whole length fits, their prompts run in chunks beside the decode rows of others, and each then has one decode row a
+//! Continuous batching over paged blocks of KV: waiting sequences are admitted by tenants' shares, priority and age once
+//! their whole length fits, their prompts run in chunks beside the decode rows of others, and each then has one decode row a
 //! step until it ends. [`Scheduler::next_step`] builds one immutable [`Step`] at a time; [`Scheduler::token`],
 //! [`Scheduler::step_done`] and [`Scheduler::end`] tell it what became of them.
 //!
@@ -14,6 +14,7 @@
 //!   at most one step that holds ends only.
 
 mod blocks;
+mod deadlines;
 mod groups;
 mod limits;
 mod plan;
@@ -24,13 +25,16 @@ mod step;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blocks::BlockPool;
+use deadlines::Deadlines;
 use groups::Groups;
 pub use groups::Pace;
 pub use limits::{BLOCK_ROWS, Limits, QueueLimits, Refusal};
+pub use queue::Flow;
 use queue::Queue;
 use running::{Running, State};
 use step::InFlight;
@@ -130,6 +134,7 @@ pub struct Loads {
 pub struct Scheduler {
     limits: Limits,
     queue: Queue,
+    deadlines: Deadlines,
     admitting: bool,
     running: BTreeMap<SequenceId, Running>,
     pool: BlockPool,
@@ -147,6 +152,7 @@ impl Scheduler {
         Self {
             limits,
             queue: Queue::new(queue),
+            deadlines: Deadlines::default(),
             admitting: true,
             running: BTreeMap::new(),
             pool: BlockPool::new(limits.blocks),
@@ -155,6 +161,12 @@ impl Scheduler {
             groups: Groups::new(&limits),
             clock: 0,
         }
+    }
+
+    /// With the tenants' weights, in their order: of two that both have something waiting, one of twice the weight is
+    /// served twice the tokens.
+    pub fn weighted(self, weights: Vec<NonZeroU32>) -> Self {
+        Self { queue: self.queue.weighted(weights), ..self }
     }
 
     /// What the stages have room for.
@@ -176,7 +188,10 @@ impl Scheduler {
         if self.running.contains_key(&sequence.id) {
             return Err(Refusal::Duplicate { sequence: sequence.id });
         }
-        self.queue.push(sequence)
+        let (id, deadline) = (sequence.id, sequence.deadline);
+        self.queue.push(sequence)?;
+        self.deadlines.insert(id, deadline);
+        Ok(())
     }
 
     /// The next plan to send, or `None` while nothing is due or the stages have enough. Call it again until then after
@@ -201,6 +216,7 @@ impl Scheduler {
             return Committed::NotWanted;
         }
         running.generated += 1;
+        self.queue.charge(running.sequence.tenant, 1);
         if running.generated >= running.sequence.max_tokens {
             self.end(sequence);
             return Committed::Full;
@@ -220,6 +236,7 @@ impl Scheduler {
     /// Ends a sequence at whatever point of its life: its answer is whole, or nobody wants it any more. The next plan
     /// tells the stages. False: there is no such sequence (any more).
     pub fn end(&mut self, sequence: SequenceId) -> bool {
+        self.deadlines.remove(sequence);
         match self.running.remove(&sequence) {
             Some(running) => {
                 if running.has_begun() {
@@ -238,19 +255,28 @@ impl Scheduler {
 
     /// The epoch is over: forgets what ran, and goes on with what waits within new limits.
     pub fn reset(&mut self, limits: Limits) -> Lost {
-        let running = std::mem::take(&mut self.running).into_keys().collect();
+        let running: Vec<_> = std::mem::take(&mut self.running).into_keys().collect();
+        let refused = self.queue.retain(|sequence| limits.check(sequence));
+        for sequence in running.iter().chain(refused.iter().map(|(sequence, _)| sequence)) {
+            self.deadlines.remove(*sequence);
+        }
         self.limits = limits;
         self.admitting = true;
         self.pool = BlockPool::new(limits.blocks);
         self.ended.clear();
         self.in_flight = InFlight::default();
         self.groups = Groups::new(&limits);
-        Lost { running, refused: self.queue.retain(|sequence| limits.check(sequence)) }
+        Lost { running, refused }
     }
 
     /// Takes in how long steps take, which decides the number of groups.
     pub fn observe(&mut self, pace: Pace) {
         self.groups.observe(pace);
+    }
+
+    /// What waits for admission, and what has left the queue.
+    pub fn flow(&self) -> Flow {
+        self.queue.flow()
     }
 
     /// How much there is to do, and how much room is left.

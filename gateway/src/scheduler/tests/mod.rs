@@ -1,4 +1,5 @@
 mod cancel;
+mod deadlines;
 mod groups;
 mod properties;
 mod shards;
