@@ -208,7 +208,9 @@ fn stopping(fields: &mut Fields) -> Result<v1::Stopping, Failure> {
             Failure::invalid("stop", format!("neither a string nor a list of them: {error}"))
         })?,
     };
-    Ok(v1::Stopping { max_tokens: newer.or(older), stop, stop_token_ids: Vec::new(), ignore_eos: false })
+    // As vLLM and SGLang have it; it makes answers of a known length, for measuring.
+    let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
+    Ok(v1::Stopping { max_tokens: newer.or(older), stop, stop_token_ids: Vec::new(), ignore_eos })
 }
 
 fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Failure> {

@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use asterism_process::channel::AddressError;
 use asterism_process::config::duration;
+use asterism_process::shutdown;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
@@ -160,6 +161,9 @@ pub enum LoadError {
     /// Not even one request, before the load.
     #[error("the first request failed: {0}")]
     FirstRequest(Failed),
+    /// Nobody could stop it.
+    #[error("cannot listen to signals: {0}")]
+    Signals(std::io::Error),
     /// A report cannot be written.
     #[error("cannot write {0}: {1}")]
     Write(PathBuf, std::io::Error),
@@ -174,16 +178,7 @@ pub async fn run(arguments: Arguments) -> Result<(), LoadError> {
     for path in [&arguments.json, &arguments.html].into_iter().flatten() {
         write(path, "")?;
     }
-    let stop = CancellationToken::new();
-    let interrupt = stop.clone();
-    let watching = tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            interrupt.cancel();
-        }
-    });
-    let report = measure(&arguments, stop).await;
-    watching.abort();
-    let report = report?;
+    let report = measure(&arguments, shutdown::on_signal().map_err(LoadError::Signals)?).await?;
     print!("{report}");
     if let Some(path) = &arguments.json {
         let json = serde_json::to_string_pretty(&report);

@@ -104,6 +104,7 @@ async fn chat_over_http(http: SocketAddr) {
     let report = load(http, "http", line).await;
     assert_eq!((report.requests.answered, report.requests.failed), (8, 0), "{:?}", report.failures);
     assert_eq!(report.target.prompts, "chat");
+    assert_eq!(report.tokens.answer, 8 * 8, "answers go on past an end id");
     assert!(report.tokens.counted_by_server, "the usage is asked for");
     // A byte is a token of this model: about 6 of them a word, counted by the server before.
     let first = report.turns[0].prompt_tokens;

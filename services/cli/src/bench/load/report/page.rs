@@ -57,7 +57,7 @@ impl Report {
             );
         };
         card(
-            "Requests answered",
+            "Answered",
             number(throughput.requests_per_s),
             "/s",
             format!("{} in {:.1} s", number(requests.answered as f64), self.window_s),
@@ -89,7 +89,7 @@ impl Report {
         }
         let share = 100.0 * requests.failed as f64 / requests.measured.max(1) as f64;
         let of = format!("{share:.1} % of {}", number(requests.measured as f64));
-        card("Requests failed", number(requests.failed as f64), "", of, requests.failed > 0);
+        card("Failed", number(requests.failed as f64), "", of, requests.failed > 0);
         cards + "</div>\n"
     }
 
@@ -232,7 +232,7 @@ impl Report {
         }
         let heads =
             ["turn", "answered", "prompt tokens", "cached", "ttft p50", "ttft p99", "end p50", "end p99"];
-        section("By turn", &[times.svg(), tokens.svg()].concat()) + "<p></p>" + &table(&heads, &rows)
+        section("By turn", &[times.svg(), tokens.svg()].concat()) + &table(&heads, &rows)
     }
 
     fn failure_table(&self) -> String {
