@@ -67,9 +67,25 @@ pub async fn generate(mut client: Client, request: GenerateRequest) -> Result<An
 ///
 /// # Errors
 /// It broke off.
-pub async fn read(mut stream: Streaming<GenerateResponse>) -> Result<Answer, Status> {
+pub async fn read(stream: Streaming<GenerateResponse>) -> Result<Answer, Status> {
+    read_on(Vec::new(), stream).await
+}
+
+/// The same after some messages were read.
+///
+/// # Errors
+/// It broke off.
+pub async fn read_on(
+    begun: Vec<GenerateResponse>,
+    mut stream: Streaming<GenerateResponse>,
+) -> Result<Answer, Status> {
+    let mut begun = begun.into_iter();
     let mut next = async || -> Result<Option<Event>, Status> {
-        Ok(stream.message().await?.and_then(|message| message.event))
+        let message = match begun.next() {
+            Some(message) => Some(message),
+            None => stream.message().await?,
+        };
+        Ok(message.and_then(|message| message.event))
     };
     let Some(Event::Started(started)) = next().await? else {
         return Err(Status::internal("an answer begins with `started`"));

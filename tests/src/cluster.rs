@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use asterism_gateway::GatewayConfig;
 use asterism_gateway::driver::{EvidenceSink, PipelineState};
@@ -16,10 +17,14 @@ use asterism_proto::v1::GenerateRequest;
 use asterism_proto::v1::inference_client::InferenceClient;
 use asterism_shard::{ComputeType, RunningShard, Shard, ShardConfig};
 use prost::Message as _;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::answer::{self, Answer, Client};
+
+/// How long a killed shard's port may stay taken.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -166,7 +171,16 @@ impl Cluster {
 
     /// Starts a killed shard again at its address and waits until the pipeline is joined.
     pub async fn revive(&mut self, stage: usize) {
-        let (listener, _) = bind(self.addresses[stage]).await.expect("the port is free again");
+        // Its server may take a moment to end, or somebody's connection was given the port meanwhile.
+        let bound = async {
+            loop {
+                match bind(self.addresses[stage]).await {
+                    Ok((listener, _)) => return listener,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let listener = timeout(PATIENCE, bound).await.expect("the port is free again");
         let started = Shard::start(self.setup.shard(stage), listener, CancellationToken::new()).await;
         self.shards[stage] = Some(started.expect("a shard starts"));
         assert!(self.gateway.ready().await, "the pipeline is joined again");

@@ -5,3 +5,4 @@
 pub mod answer;
 pub mod cluster;
 pub mod golden;
+pub mod workload;

@@ -119,20 +119,27 @@ impl Desk {
         self.requests.fail(sequence, failure);
     }
 
-    /// Begins an epoch within new limits; what waits and can never fit them is refused.
+    /// Begins an epoch within new limits; what can never fit them is refused.
     pub fn begin(&mut self, limits: Limits) {
-        for (sequence, refusal) in self.scheduler.reset(limits).refused {
+        for (sequence, refusal) in self.scheduler.begin_epoch(limits) {
             self.requests.fail(sequence, refusal.into());
         }
     }
 
-    /// Ends an epoch: what ran fails, what waits goes on waiting.
+    /// Ends an epoch: what ran is replayed in the next, except where it is what ends them.
     pub fn end(&mut self, why: &str) {
         self.flush();
-        let limits = *self.scheduler.limits();
-        for sequence in self.scheduler.reset(limits).running {
-            let failure = Failure::new(Reason::Unavailable, format!("the pipeline was lost: {why}"));
-            self.requests.fail(sequence, failure);
+        for sequence in self.scheduler.end_epoch() {
+            let message =
+                format!("the pipeline broke whenever it worked on this request, at last with: {why}");
+            self.requests.fail(sequence, Failure::new(Reason::Internal, message));
+        }
+    }
+
+    /// Ends all that waits or runs, as no pipeline will go on with it.
+    pub fn give_up(&mut self, why: &str) {
+        for sequence in self.requests.fail_all(Reason::Unavailable, why) {
+            self.scheduler.end(sequence);
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, Sleep, interval};
 use super::beats::Beats;
 use super::desk::Desk;
 use super::end::EpochEnd;
-use super::fetch::{Fetched, fetch};
+use super::fetch::{Fetched, fetch, is_passing};
 use super::flight::Flights;
 use super::join::{Joined, within};
 use super::pace::PaceMeter;
@@ -27,7 +27,7 @@ use super::streams::StageEvent;
 use super::{PipelineState, SeenEvidence};
 use crate::metrics::{StageClock, StepTraces};
 use crate::sampler::{self, Draw, Evidence, Row, Token, widened_k};
-use crate::scheduler::{Committed, SequenceId};
+use crate::scheduler::{Committed, RunId, SequenceId};
 
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -96,10 +96,7 @@ impl<'d> Epoch<'d> {
             }
             let going_on = tokio::select! {
                 (stage, event) = self.joined.streams.next() => self.on_event(stage, event),
-                Some(fetched) = self.fetches.next() => {
-                    self.on_row(fetched);
-                    Ok(())
-                }
+                Some(fetched) = self.fetches.next() => self.on_row(fetched),
                 Some(command) = self.desk.commands.recv() => {
                     self.desk.answer(command);
                     Ok(())
@@ -127,15 +124,15 @@ impl<'d> Epoch<'d> {
     fn send_plans(&mut self) -> Result<bool, EpochEnd> {
         let mut sent = false;
         while let Some(step) = self.desk.scheduler.next_step() {
-            let requests = &mut self.desk.requests;
+            let now = Instant::now();
+            let Desk { requests, scheduler, .. } = &mut *self.desk;
+            requests.planned(&step, now);
             let setting = |sequence| {
                 let request = requests.get(sequence)?;
                 Some(request.sampling.setting(sequence))
             };
             let mut plan = plan(self.joined.holder.epoch, step, setting);
-            let now = Instant::now();
-            requests.planned(&plan, now);
-            self.traces.send(&mut plan, |sequence| requests.get(sequence)?.record.trace());
+            self.traces.send(&mut plan, |run| requests.get(scheduler.sequence(run)?)?.record.trace());
             self.flights.sent(&plan, now);
             if !plan.spans.is_empty() {
                 self.pace.planned(now);
@@ -167,7 +164,7 @@ impl<'d> Epoch<'d> {
             return None;
         }
         let loads = self.desk.scheduler.loads();
-        if loads.prefilling + loads.decoding > 0 {
+        if loads.prefilling + loads.decoding + loads.replaying > 0 {
             return None;
         }
         let mut address = String::new();
@@ -246,7 +243,9 @@ impl<'d> Epoch<'d> {
     }
 
     fn on_evidence(&mut self, step: u64, wire: WireEvidence) {
-        let sequence = wire.sequence;
+        let run = wire.sequence;
+        // What comes of a run that is over is not wanted any more.
+        let Some(sequence) = self.desk.scheduler.sequence(run) else { return };
         let Some(request) = self.desk.requests.get(sequence) else { return };
         let epoch = self.joined.holder.epoch;
         if let Some(sink) = &self.desk.settings.sink {
@@ -258,12 +257,12 @@ impl<'d> Epoch<'d> {
             Err(error) => return self.desk.fail(sequence, internal(&error)),
         };
         match sampler::draw(&request.sampling, &evidence, vocab) {
-            Draw::Token(token) => self.deliver(sequence, token),
+            Draw::Token(token) => self.deliver(run, sequence, token),
             Draw::NeedsRow => {
                 let request = FetchLogitsRequest {
                     holder: Some(self.joined.holder.clone()),
                     step,
-                    sequence,
+                    sequence: run,
                     position: evidence.position(),
                     raw_too: request.sampling.logprobs().is_some(),
                 };
@@ -274,12 +273,19 @@ impl<'d> Epoch<'d> {
         }
     }
 
-    fn on_row(&mut self, fetched: Fetched) {
-        let sequence = fetched.request.sequence;
+    fn on_row(&mut self, fetched: Fetched) -> Result<(), EpochEnd> {
+        let run = fetched.request.sequence;
+        let Some(sequence) = self.desk.scheduler.sequence(run) else { return Ok(()) };
         let vocab = self.joined.pipeline.model.vocab_size;
-        let Some(request) = self.desk.requests.get_mut(sequence) else { return };
+        let Some(request) = self.desk.requests.get_mut(sequence) else { return Ok(()) };
         let row = match fetched.row {
             Ok(row) => Row::parse(&row, &request.sampling, vocab).map_err(|error| internal(&error)),
+            Err(status) if is_passing(&status) => {
+                // Tried often enough: in the next epoch the row is made anew.
+                let message = format!("a row of logits was lost: {}", status.message());
+                let address = self.address(self.joined.pipeline.members.len() - 1);
+                return Err(EpochEnd::Stage { address, message });
+            }
             Err(status) => {
                 Err(Failure::new(Reason::Internal, format!("a row of logits was lost: {}", status.message())))
             }
@@ -289,20 +295,21 @@ impl<'d> Epoch<'d> {
                 let token = sampler::draw_from_row(&request.sampling, &fetched.evidence, &row);
                 request.top_k = widened_k(request.top_k, vocab);
                 self.desk.scheduler.set_top_k(sequence, request.top_k);
-                self.deliver(sequence, token);
+                self.deliver(run, sequence, token);
             }
             Err(failure) => self.desk.fail(sequence, failure),
         }
+        Ok(())
     }
 
-    fn deliver(&mut self, sequence: SequenceId, token: Token) {
+    fn deliver(&mut self, run: RunId, sequence: SequenceId, token: Token) {
         let id = token.id;
         match self.desk.requests.deliver(sequence, token) {
             Delivered::Over => {
                 self.desk.scheduler.end(sequence);
             }
             Delivered::Continues => {
-                if self.desk.scheduler.token(sequence, id) != Committed::Continues {
+                if self.desk.scheduler.token(run, id) != Committed::Continues {
                     let failure = Failure::new(Reason::Internal, "the planner did not expect this token");
                     self.desk.fail(sequence, failure);
                 }

@@ -45,6 +45,7 @@ pub async fn fetch(
     }
 }
 
-fn is_passing(status: &Status) -> bool {
+/// Whether it may go better another time.
+pub fn is_passing(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted)
 }

@@ -1,8 +1,8 @@
 //! Drives a pipeline: finds its shards and holds it as its one planner, sends plans to every stage at once, draws tokens
 //! from the evidence that comes back, and passes them to the requests' readers.
 //!
-//! One task on a thread of its own does it all and never waits for a reader. It begins again, with a greater epoch, whenever a stage is lost; what
-//! ran then fails UNAVAILABLE, what waited goes on waiting.
+//! One task on a thread of its own does it all and never waits for a reader. It begins again, with a greater epoch, whenever a
+//! stage is lost; what ran is then replayed and goes on, which its reader sees as a pause, and what waited goes on waiting.
 
 mod answer;
 mod backoff;

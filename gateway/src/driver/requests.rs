@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use asterism_proto::shard::v1::StepPlan;
 use asterism_proto::v1::generate_response::Event;
 use asterism_proto::{Failure, Reason, v1};
 
@@ -13,7 +12,7 @@ use super::cancel::Cancelled;
 use super::writer::{Stops, Writer};
 use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::{Sampling, Token};
-use crate::scheduler::SequenceId;
+use crate::scheduler::{SequenceId, Step};
 use crate::text::{Decoder, ModelText};
 
 /// A checked request.
@@ -166,13 +165,13 @@ impl Requests {
         Some(request)
     }
 
-    /// Notes whose first rows are in a plan that goes out.
-    pub fn planned(&mut self, plan: &StepPlan, now: Instant) {
-        let rows: usize = plan.spans.iter().map(|span| span.token_ids.len()).sum();
+    /// Notes whose first rows are in a step that goes out.
+    pub fn planned(&mut self, step: &Step, now: Instant) {
+        let rows: usize = step.spans.iter().map(|span| span.token_ids.len()).sum();
         if rows > 0 {
             self.metrics.step_rows.observe(rows as f64);
         }
-        for span in plan.spans.iter().filter(|span| span.start.is_some()) {
+        for span in step.spans.iter().filter(|span| span.start.is_some()) {
             if let Some(request) = self.by_sequence.get_mut(&span.sequence) {
                 request.record.planned(now);
             }
@@ -250,15 +249,18 @@ impl Requests {
         }
     }
 
-    /// Ends all requests with a failure.
-    pub fn fail_all(&mut self, reason: Reason, message: &str) {
+    /// Ends all requests with a failure; their sequences.
+    pub fn fail_all(&mut self, reason: Reason, message: &str) -> Vec<SequenceId> {
         self.flush();
         self.by_id.clear();
-        for mut request in std::mem::take(&mut self.by_sequence).into_values() {
+        let failed = std::mem::take(&mut self.by_sequence).into_iter();
+        let fail = |(sequence, mut request): (_, Request)| {
             let failure = Failure::new(reason, message);
             request.record.failed(&failure);
             request.answer.fail(failure);
-        }
+            sequence
+        };
+        failed.map(fail).collect()
     }
 }
 

@@ -27,12 +27,24 @@ pub struct Runner {
     driver_id: String,
     take_over: bool,
     backoff: Backoff,
+    /// Of the latest pipeline that was joined.
+    numbers: Option<Numbers>,
+}
+
+/// What decides a pipeline's numbers: where it differs, an answer that has begun cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Numbers {
+    checkpoint_id: String,
+    compute: i32,
+    path: String,
 }
 
 /// Why a pipeline was not taken this time.
 enum NotTaken {
     /// It may go better later.
     Waiting(String),
+    /// Another gateway has it, and nobody knows for how long.
+    Held(String),
     /// All shards answered and disagree.
     Mismatch(Vec<Mismatch>),
 }
@@ -41,7 +53,7 @@ impl Runner {
     /// With nothing joined. `seed` decides the jitter.
     pub fn new(desk: Desk, shards: Shards, driver_id: String, seed: u64) -> Self {
         let take_over = desk.settings.take_over;
-        Self { desk, shards, driver_id, take_over, backoff: Backoff::new(seed) }
+        Self { desk, shards, driver_id, take_over, backoff: Backoff::new(seed), numbers: None }
     }
 
     /// Drives until the gateway shuts down.
@@ -95,6 +107,13 @@ impl Runner {
             steps_in_flight: capacity.steps_in_flight,
             max_context: self.desk.settings.max_context.unwrap_or(u32::MAX).min(capacity.positions),
         };
+        let numbers = Numbers::of(pipeline);
+        if self.numbers.as_ref().is_some_and(|before| *before != numbers) {
+            self.desk.give_up(
+                "the pipeline came back with other numbers: a model, type or device that is not the same",
+            );
+        }
+        self.numbers = Some(numbers);
         self.desk.begin(limits);
         PipelineInfo {
             epoch: joined.holder.epoch,
@@ -120,6 +139,10 @@ impl Runner {
                 Some(Ok(joined)) => return Ok(Some(joined)),
                 Some(Err(NotTaken::Mismatch(mismatch))) => return Err(DriverError::Mismatch(mismatch)),
                 Some(Err(NotTaken::Waiting(why))) => self.wait_because(why),
+                Some(Err(NotTaken::Held(why))) => {
+                    self.desk.give_up(&why);
+                    self.wait_because(why);
+                }
             }
             delay = Some(self.backoff.next_delay());
         }
@@ -159,13 +182,25 @@ async fn take(shards: Shards, driver_id: String, take_over: bool) -> Result<Join
     let members = shards.describe().await.map_err(|refusal| waiting(&refusal))?;
     let pipeline = Pipeline::check(members).map_err(NotTaken::Mismatch)?;
     if let (Some((holder, address)), false) = (pipeline.held_by_another(&driver_id), take_over) {
-        return Err(waiting(&format!("{address} is held by another gateway, driver {holder}")));
+        return Err(NotTaken::Held(format!("{address} is held by another gateway, driver {holder}")));
     }
     if let Some(address) = pipeline.draining() {
         return Err(waiting(&format!("{address} is about to leave")));
     }
     let holder = Holder { epoch: pipeline.highest_epoch().saturating_add(1), driver_id };
     shards.join(pipeline, holder, take_over).await.map_err(|refusal| waiting(&refusal))
+}
+
+impl Numbers {
+    fn of(pipeline: &Pipeline) -> Self {
+        // Stages agree in these.
+        let shard = pipeline.members.first().map(|first| &first.description);
+        Self {
+            checkpoint_id: pipeline.checkpoint_id.clone(),
+            compute: shard.map_or(0, |shard| shard.compute),
+            path: shard.map(|shard| shard.path.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 impl PipelineState {

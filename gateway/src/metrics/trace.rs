@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use asterism_process::trace::{Part, Span, TraceContext, Tracer};
 use asterism_proto::shard::v1::StepPlan;
 
-use crate::scheduler::{SequenceId, StepId};
+use crate::scheduler::{RunId, StepId};
 
 /// The spans of steps under way; they end with it.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ impl StepTraces {
         Self { tracer, under_way: VecDeque::new() }
     }
 
-    /// A plan is about to go out; tells it whose trace its stages report to. `trace` knows the traced sequences.
-    pub fn send(&mut self, plan: &mut StepPlan, trace: impl Fn(SequenceId) -> Option<TraceContext>) {
+    /// A plan is about to go out; tells it whose trace its stages report to. `trace` knows whose runs are traced.
+    pub fn send(&mut self, plan: &mut StepPlan, trace: impl Fn(RunId) -> Option<TraceContext>) {
         if !self.tracer.is_on() {
             return;
         }

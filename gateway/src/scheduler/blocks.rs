@@ -27,12 +27,10 @@ impl BlockPool {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len() as u32
     }
 
-    /// Takes `count` blocks, or none if there are fewer.
-    pub(super) fn take(&self, count: u32) -> Option<Vec<Arc<Block>>> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = free.len().checked_sub(count as usize)?;
-        let hold = |id| Arc::new(Block { id, free: Arc::clone(&self.free) });
-        Some(free.drain(from..).rev().map(hold).collect())
+    /// Takes a block, if there is one.
+    pub(super) fn take(&self) -> Option<Arc<Block>> {
+        let id = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        Some(Arc::new(Block { id, free: Arc::clone(&self.free) }))
     }
 }
 

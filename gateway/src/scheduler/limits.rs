@@ -108,6 +108,15 @@ impl Limits {
     }
 }
 
+impl NewSequence {
+    /// Blocks for its first `known` positions, and one more if its answer may need that. (Its last token is never fed.)
+    pub(super) fn room(&self, known: u32) -> u32 {
+        let most = (self.prompt.len() as u32).saturating_add(self.max_tokens) - 1;
+        let blocks = known.div_ceil(BLOCK_ROWS);
+        blocks + u32::from(most.div_ceil(BLOCK_ROWS) > blocks)
+    }
+}
+
 /// Prompt and whole answer.
 pub(super) fn tokens(sequence: &NewSequence) -> u64 {
     sequence.prompt.len() as u64 + u64::from(sequence.max_tokens)

@@ -1,24 +1,34 @@
 //! Which rows run in which step. Pure: values in, plans out; no async, no clock, no I/O.
 //!
 //! Continuous batching over paged blocks of KV: waiting sequences are admitted by tenants' shares, priority and age once
-//! their whole length fits, their prompts run in chunks beside the decode rows of others, and each then has one decode row a
-//! step until it ends. [`Scheduler::next_step`] builds one immutable [`Step`] at a time; [`Scheduler::token`],
-//! [`Scheduler::step_done`] and [`Scheduler::end`] tell it what became of them.
+//! their prompts fit, these run in chunks beside the decode rows of others, and each then has one decode row a step until it
+//! ends.
+//! [`Scheduler::next_step`] builds one immutable [`Step`] at a time; [`Scheduler::token`], [`Scheduler::step_done`] and
+//! [`Scheduler::end`] tell it what became of them.
+//!
+//! Blocks are taken as positions are fed. When there are none left, a sequence is preempted: its run on the stages ends, and
+//! later another begins that feeds the same tokens again, drawn ones too, and goes on from there. The end of an epoch
+//! interrupts all that run in the same way.
 //!
 //! What holds at any time:
-//! - A block belongs to one live sequence at most. It goes back by `Drop`; every plan names all ends since the plan before,
+//! - A block belongs to one run at most. It goes back by `Drop`; every plan names all ends since the plan before,
 //!   and ends apply first, so no plan can hand out a block that its stages still count as another's.
 //! - A decoding sequence is in one step at most.
 //! - No step exceeds the stages' rows or evidence rows, no plan the raw rows that the last stage can keep.
 //! - Steps with rows in flight: at most one more than there are groups, never more than the stages queue; beside them
 //!   at most one step that holds ends only.
 
+mod admission;
+mod admitted;
 mod blocks;
 mod deadlines;
+mod epochs;
 mod groups;
 mod limits;
 mod plan;
+mod preemption;
 mod queue;
+mod replays;
 mod running;
 mod step;
 #[cfg(test)]
@@ -29,6 +39,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admitted::Admitted;
 use blocks::BlockPool;
 use deadlines::Deadlines;
 use groups::Groups;
@@ -36,12 +47,17 @@ pub use groups::Pace;
 pub use limits::{BLOCK_ROWS, Limits, QueueLimits, Refusal};
 pub use queue::Flow;
 use queue::Queue;
+use replays::Replays;
 use running::{Running, State};
 use step::InFlight;
 pub use step::{Span, Start, Step};
 
-/// Names a sequence; never used again within an epoch.
+/// Names a sequence; never used again.
 pub type SequenceId = u64;
+
+/// Names one run of a sequence on the stages, from its admission to its end or preemption; never used again. On the wire it is
+/// the sequence's id.
+pub type RunId = u64;
 
 /// Counts the steps of an epoch: 1, 2, 3, …
 pub type StepId = u64;
@@ -87,17 +103,8 @@ pub enum Committed {
     Continues,
     /// It was the last of `max_tokens`; the sequence has ended.
     Full,
-    /// The sequence is over, or no token of it was wanted.
+    /// The run is over, or no token of it was wanted.
     NotWanted,
-}
-
-/// Sequences that an epoch's end took with it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Lost {
-    /// Those that had begun.
-    pub running: Vec<SequenceId>,
-    /// Those that waited, and can never run within the new limits.
-    pub refused: Vec<(SequenceId, Refusal)>,
 }
 
 /// How much there is to do, and how much room is left.
@@ -107,9 +114,11 @@ pub struct Loads {
     pub waiting: u32,
     /// Their prompts and answers, in tokens.
     pub waiting_tokens: u64,
-    /// Admitted sequences whose prompts have rows left to run.
+    /// Sequences that were preempted or interrupted, and wait to be replayed.
+    pub replaying: u32,
+    /// Running sequences whose prompts or replays have rows left to run.
     pub prefilling: u32,
-    /// Admitted sequences past their prompts.
+    /// Running sequences past that.
     pub decoding: u32,
     /// Blocks of the pool that no sequence holds.
     pub free_blocks: u32,
@@ -136,10 +145,15 @@ pub struct Scheduler {
     queue: Queue,
     deadlines: Deadlines,
     admitting: bool,
+    replays: Replays,
     running: BTreeMap<SequenceId, Running>,
+    /// Whose runs those are.
+    runs: BTreeMap<RunId, SequenceId>,
+    last_run: RunId,
     pool: BlockPool,
-    /// Sequences that the stages know and that ended since the last plan.
-    ended: Vec<SequenceId>,
+    /// Runs that the stages know and that ended since the last plan.
+    ended: Vec<RunId>,
+    preemptions: u64,
     in_flight: InFlight,
     groups: Groups,
     /// Orders what became ready to decode.
@@ -154,9 +168,13 @@ impl Scheduler {
             queue: Queue::new(queue),
             deadlines: Deadlines::default(),
             admitting: true,
+            replays: Replays::default(),
             running: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            last_run: 0,
             pool: BlockPool::new(limits.blocks),
             ended: Vec::new(),
+            preemptions: 0,
             in_flight: InFlight::default(),
             groups: Groups::new(&limits),
             clock: 0,
@@ -185,7 +203,7 @@ impl Scheduler {
     /// It could never run, or the queue is full.
     pub fn submit(&mut self, sequence: NewSequence) -> Result<(), Refusal> {
         self.limits.check(&sequence)?;
-        if self.running.contains_key(&sequence.id) {
+        if self.running.contains_key(&sequence.id) || self.replays.contains(sequence.id) {
             return Err(Refusal::Duplicate { sequence: sequence.id });
         }
         let (id, deadline) = (sequence.id, sequence.deadline);
@@ -209,27 +227,32 @@ impl Scheduler {
         self.in_flight.done(step)
     }
 
-    /// The token drawn from a sequence's evidence.
-    pub fn token(&mut self, sequence: SequenceId, id: u32) -> Committed {
+    /// Whose run this is; `None` once it is over: what comes of it is not wanted any more.
+    pub fn sequence(&self, run: RunId) -> Option<SequenceId> {
+        self.runs.get(&run).copied()
+    }
+
+    /// The token drawn from the evidence of a sequence's run.
+    pub fn token(&mut self, run: RunId, id: u32) -> Committed {
+        let Some(sequence) = self.sequence(run) else { return Committed::NotWanted };
         let Some(running) = self.running.get_mut(&sequence) else { return Committed::NotWanted };
-        if !matches!(running.state, State::Awaiting { .. }) {
+        if running.state != State::Awaiting {
             return Committed::NotWanted;
         }
-        running.generated += 1;
-        self.queue.charge(running.sequence.tenant, 1);
-        if running.generated >= running.sequence.max_tokens {
+        self.queue.charge(running.admitted.sequence.tenant, 1);
+        if !running.admitted.gain(id) {
             self.end(sequence);
             return Committed::Full;
         }
         self.clock += 1;
-        running.state = State::Ready { token: id, since: self.clock };
+        running.state = State::Ready { since: self.clock };
         Committed::Continues
     }
 
-    /// Asks for another number of best ids in the sequence's evidence from its next step on.
+    /// Asks for another number of best ids in a running sequence's evidence from its next step on.
     pub fn set_top_k(&mut self, sequence: SequenceId, top_k: u32) {
         if let Some(running) = self.running.get_mut(&sequence) {
-            running.sequence.evidence.top_k = top_k;
+            running.admitted.sequence.evidence.top_k = top_k;
         }
     }
 
@@ -237,36 +260,23 @@ impl Scheduler {
     /// tells the stages. False: there is no such sequence (any more).
     pub fn end(&mut self, sequence: SequenceId) -> bool {
         self.deadlines.remove(sequence);
-        match self.running.remove(&sequence) {
-            Some(running) => {
-                if running.has_begun() {
-                    self.ended.push(sequence);
-                }
-                true
-            }
-            None => self.queue.remove(sequence),
-        }
+        let known = self.end_run(sequence).or_else(|| self.replays.remove(sequence)).is_some();
+        known || self.queue.remove(sequence)
     }
 
-    /// Admits nothing more until [`Scheduler::reset`]: a stage is about to stop.
+    /// Ends a sequence's run, if it runs; its blocks go back.
+    fn end_run(&mut self, sequence: SequenceId) -> Option<Admitted> {
+        let running = self.running.remove(&sequence)?;
+        self.runs.remove(&running.run);
+        if running.has_begun() {
+            self.ended.push(running.run);
+        }
+        Some(running.admitted)
+    }
+
+    /// Admits nothing new until the next epoch: a stage is about to stop. What was admitted before goes on.
     pub fn pause_admission(&mut self) {
         self.admitting = false;
-    }
-
-    /// The epoch is over: forgets what ran, and goes on with what waits within new limits.
-    pub fn reset(&mut self, limits: Limits) -> Lost {
-        let running: Vec<_> = std::mem::take(&mut self.running).into_keys().collect();
-        let refused = self.queue.retain(|sequence| limits.check(sequence));
-        for sequence in running.iter().chain(refused.iter().map(|(sequence, _)| sequence)) {
-            self.deadlines.remove(*sequence);
-        }
-        self.limits = limits;
-        self.admitting = true;
-        self.pool = BlockPool::new(limits.blocks);
-        self.ended.clear();
-        self.in_flight = InFlight::default();
-        self.groups = Groups::new(&limits);
-        Lost { running, refused }
     }
 
     /// Takes in how long steps take, which decides the number of groups.
@@ -285,6 +295,7 @@ impl Scheduler {
         Loads {
             waiting: self.queue.len(),
             waiting_tokens: self.queue.tokens(),
+            replaying: self.replays.len(),
             prefilling,
             decoding: self.running.len() as u32 - prefilling,
             free_blocks: self.pool.free(),
@@ -292,7 +303,7 @@ impl Scheduler {
             steps_in_flight: self.in_flight.len(),
             groups: self.groups.count(),
             cached_blocks: 0,
-            preemptions: 0,
+            preemptions: self.preemptions,
             prefix_queries: 0,
             prefix_hits: 0,
         }

@@ -1,8 +1,8 @@
-//! What goes into the next step: admission, decode rows, prompt chunks.
+//! What goes into the next step: decode rows and prompt chunks.
 
-use super::limits::{BLOCK_ROWS, tokens};
+use super::queue::Turn;
 use super::running::{Running, State};
-use super::{Scheduler, SequenceId, Span, StepId};
+use super::{Scheduler, SequenceId, Span};
 
 /// Rows that a prompt chunk has at least, where that many are left: with fewer a step costs no less time.
 const LEAST_CHUNK: u32 = 64;
@@ -13,59 +13,70 @@ const CHUNKS_BESIDE_DECODING: u32 = 4;
 /// What prompts are given of a step's rows, at least, while there are more decode rows than fit: one part in this many.
 const PROMPT_SHARE: u32 = 4;
 
-/// A step's spans as far as they are planned.
+/// A step's spans, decode rows first.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) spans: Vec<Span>,
     pub(super) decode_rows: u32,
-    prompt_rows: u32,
-    evidence_rows: u32,
+}
+
+/// The rows that a sequence is to have in a step, if there are blocks for them.
+#[derive(Debug)]
+struct Wish {
+    turn: Turn,
+    sequence: SequenceId,
+    rows: u32,
 }
 
 impl Scheduler {
     /// The rows of the next step; none while nothing is due or the stages have enough.
     pub(super) fn plan(&mut self) -> Plan {
-        let mut plan = Plan::default();
-        if self.in_flight.with_rows() < self.groups.steps() {
-            self.admit();
-            self.plan_decode_rows(&mut plan);
-            self.plan_chunks(&mut plan);
+        if self.in_flight.with_rows() >= self.groups.steps() {
+            return Plan::default();
         }
+        self.admit();
+        loop {
+            let preemptions = self.preemptions;
+            let mut wishes = self.decode_rows();
+            wishes.extend(self.chunks(wishes.len() as u32));
+            let plan = self.feed(wishes);
+            if !plan.spans.is_empty() || self.preemptions == preemptions {
+                return plan;
+            }
+            // All that were to have rows are preempted; others may have some now.
+        }
+    }
+
+    /// Plans what was wished for, as far as there are blocks.
+    fn feed(&mut self, mut wishes: Vec<Wish>) -> Plan {
+        wishes.sort_unstable_by_key(|wish| wish.turn);
+        let step = self.in_flight.next_id();
+        let (mut plan, mut chunks) = (Plan::default(), Vec::new());
+        for Wish { sequence, rows, .. } in wishes {
+            let rows = self.make_room(sequence, rows);
+            let Some(running) = self.running.get_mut(&sequence).filter(|_| rows > 0) else { continue };
+            let spans = if running.is_prefilling() { &mut chunks } else { &mut plan.spans };
+            spans.push(running.feed(rows, step));
+        }
+        plan.decode_rows = plan.spans.len() as u32;
+        plan.spans.append(&mut chunks);
         plan
     }
 
-    /// Lets sequences in, first come first served, as far as a step's worth of prompt rows is at hand. One that has to
-    /// wait for blocks is not overtaken, so that it does not wait for ever.
-    fn admit(&mut self) {
-        let mut prompt_rows: u64 = self.running.values().map(|it| u64::from(it.prompt_rows_left())).sum();
-        while self.admitting
-            && prompt_rows < u64::from(self.limits.rows)
-            && self.running.len() < self.limits.logits_slots as usize
-        {
-            let Some(first) = self.queue.first() else { return };
-            // What was submitted fits the context, which is a u32.
-            let blocks = tokens(first).div_ceil(u64::from(BLOCK_ROWS)) as u32;
-            let Some(blocks) = self.pool.take(blocks) else { return };
-            let Some((turn, sequence)) = self.queue.pop() else { return };
-            prompt_rows += sequence.prompt.len() as u64;
-            self.running.insert(sequence.id, Running::new(turn, sequence, blocks));
-        }
-    }
-
     /// One group's rows: of the sequences that are ready, those that have waited longest.
-    fn plan_decode_rows(&mut self, plan: &mut Plan) {
+    fn decode_rows(&self) -> Vec<Wish> {
         let groups = self.groups.count();
         let free_groups = groups.saturating_sub(self.in_flight.with_decode_rows());
         if free_groups == 0 {
-            return;
+            return Vec::new();
         }
         let (mut decoding, mut under_way, mut prompts, mut ready) = (0, 0, false, Vec::new());
-        for (id, running) in &self.running {
+        for running in self.running.values() {
             match running.state {
                 State::Prefilling => prompts = true,
-                State::Awaiting { step } if self.in_flight.contains(step) => under_way += 1,
-                State::Awaiting { .. } => {}
-                State::Ready { token, since } => ready.push((since, *id, token)),
+                State::Awaiting if self.in_flight.contains(running.admitted.last_step) => under_way += 1,
+                State::Awaiting => {}
+                State::Ready { since } => ready.push((since, running)),
             }
             decoding += u32::from(running.state != State::Prefilling);
         }
@@ -74,64 +85,48 @@ impl Scheduler {
         let most =
             |limit: u32| if prompts { limit.saturating_sub((limit / PROMPT_SHARE).max(1)) } else { limit };
         let rows = share.min(most(self.limits.rows)).min(most(self.limits.evidence_rows));
-        ready.sort_unstable();
-        let step = self.in_flight.next_id();
-        for (_, id, token) in ready.into_iter().take(rows as usize) {
-            if let Some(running) = self.running.get_mut(&id) {
-                plan.spans.push(running.feed_token(token, step));
-                plan.decode_rows += 1;
-                plan.evidence_rows += 1;
-            }
-        }
+        ready.sort_unstable_by_key(|(since, _)| *since);
+        ready.into_iter().take(rows as usize).map(|(_, running)| Wish::of(running, 1)).collect()
     }
 
     /// Prompt rows beside the decode rows, or alone where a stage would else have nothing to do.
-    fn plan_chunks(&mut self, plan: &mut Plan) {
+    fn chunks(&self, decode_rows: u32) -> Vec<Wish> {
         let decoding_in_flight = self.in_flight.with_decode_rows() > 0;
-        if plan.decode_rows == 0 && decoding_in_flight && self.in_flight.with_rows() >= self.groups.count() {
-            return; // Better beside the decode rows that come back next: a step of their own would make those wait.
+        if decode_rows == 0 && decoding_in_flight && self.in_flight.with_rows() >= self.groups.count() {
+            return Vec::new(); // Better beside the decode rows that come back next: a step of their own would make those wait.
         }
-        let mut prompts: Vec<_> = self
-            .running
-            .iter()
-            .filter(|(_, running)| running.is_prefilling())
-            .map(|(id, running)| (running.turn, *id, running.prompt_rows_left()))
-            .collect();
-        prompts.sort_unstable();
-        let rows_left = prompts.iter().map(|(_, _, rows)| *rows).fold(0, u32::saturating_add);
+        let mut prompts: Vec<_> = self.running.values().filter(|running| running.is_prefilling()).collect();
+        prompts.sort_unstable_by_key(|running| running.admitted.turn);
+        let rows_left = prompts.iter().map(|running| running.rows_left()).fold(0, u32::saturating_add);
         let chunk = self.chunk_rows(rows_left, prompts.len() < self.running.len());
-        let step = self.in_flight.next_id();
-        for (_, id, rows) in prompts {
-            let room = chunk.saturating_sub(plan.prompt_rows).min(self.limits.rows - plan.rows());
-            self.plan_chunk(plan, id, rows.min(room), step);
+        let mut room = chunk.min(self.limits.rows - decode_rows);
+        let mut evidence_room = self.limits.evidence_rows - decode_rows;
+        let mut wishes = Vec::new();
+        for running in prompts {
+            let mut rows = running.rows_left().min(room);
+            if rows == running.rows_left() {
+                // Without its last row where the step has no evidence row left for that.
+                rows -= u32::from(evidence_room == 0);
+                evidence_room = evidence_room.saturating_sub(1);
+            }
+            if rows > 0 {
+                room -= rows;
+                wishes.push(Wish::of(running, rows));
+            }
         }
-    }
-
-    /// Plans rows of one prompt, without its last where the step has no evidence row left for that.
-    fn plan_chunk(&mut self, plan: &mut Plan, id: SequenceId, mut rows: u32, step: StepId) {
-        let Some(running) = self.running.get_mut(&id) else { return };
-        let wants_evidence = rows == running.prompt_rows_left();
-        if wants_evidence && plan.evidence_rows >= self.limits.evidence_rows {
-            rows = rows.saturating_sub(1);
-        } else if wants_evidence {
-            plan.evidence_rows += 1;
-        }
-        if rows > 0 {
-            plan.spans.push(running.feed_prompt(rows, step));
-            plan.prompt_rows += rows;
-        }
+        wishes
     }
 
     /// How many prompt rows a step gets of the `rows` that wait: with nobody decoding, what keeps all stages busy; beside
-    /// decode rows less, so that those do not wait long. (How much KV is left does not matter: admission has reserved it.)
+    /// decode rows less, so that those do not wait long.
     fn chunk_rows(&self, rows: u32, beside_decoding: bool) -> u32 {
         let chunks = self.limits.stages.max(1) * if beside_decoding { CHUNKS_BESIDE_DECODING } else { 1 };
         rows.div_ceil(chunks).max(LEAST_CHUNK).min(self.limits.rows)
     }
 }
 
-impl Plan {
-    fn rows(&self) -> u32 {
-        self.decode_rows + self.prompt_rows
+impl Wish {
+    fn of(running: &Running, rows: u32) -> Self {
+        Self { turn: running.admitted.turn, sequence: running.admitted.id(), rows }
     }
 }

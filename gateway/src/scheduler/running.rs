@@ -1,39 +1,41 @@
-//! One admitted sequence on its way from its first prompt row to its end.
+//! One run of a sequence on the stages: from its first row to its end or its preemption.
 
 use std::sync::Arc;
 
-use super::blocks::Block;
-use super::queue::Turn;
+use super::admitted::Admitted;
+use super::blocks::{Block, BlockPool};
+use super::limits::BLOCK_ROWS;
 use super::step::{Span, Start};
-use super::{NewSequence, StepId};
+use super::{RunId, StepId};
 
 #[derive(Debug)]
 pub(super) struct Running {
-    pub(super) sequence: NewSequence,
-    /// Its place among prompts.
-    pub(super) turn: Turn,
-    /// Room for the prompt and the whole answer.
-    pub(super) blocks: Vec<Arc<Block>>,
-    /// Positions 0 .. `fed` have been planned.
-    pub(super) fed: u32,
-    /// Tokens drawn.
-    pub(super) generated: u32,
+    pub(super) admitted: Admitted,
+    /// Its name for the stages.
+    pub(super) run: RunId,
     pub(super) state: State,
+    /// Its block table.
+    blocks: Vec<Arc<Block>>,
+    /// Blocks that the stages were told of.
+    told: u32,
+    /// Positions 0 .. `fed` have been planned.
+    fed: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Rows of the prompt are left to plan.
+    /// Rows of the prompt, or of tokens that were drawn before a replay, are left to plan.
     Prefilling,
-    /// Evidence was asked for in this step, and no token drawn from it yet.
-    Awaiting { step: StepId },
-    /// This token is the next to feed; the lowest `since` has waited longest.
-    Ready { token: u32, since: u64 },
+    /// Evidence was asked for in its latest step, and no token drawn from it yet.
+    Awaiting,
+    /// Its latest token is the next to feed; the lowest `since` has waited longest.
+    Ready { since: u64 },
 }
 
 impl Running {
-    pub(super) fn new(turn: Turn, sequence: NewSequence, blocks: Vec<Arc<Block>>) -> Self {
-        Self { sequence, turn, blocks, fed: 0, generated: 0, state: State::Prefilling }
+    pub(super) fn new(run: RunId, admitted: Admitted) -> Self {
+        let state = State::Prefilling;
+        Self { admitted, run, state, blocks: Vec::new(), told: 0, fed: 0 }
     }
 
     pub(super) fn is_prefilling(&self) -> bool {
@@ -42,49 +44,57 @@ impl Running {
 
     /// Whether the stages know it.
     pub(super) fn has_begun(&self) -> bool {
-        self.fed > 0
+        self.told > 0
     }
 
-    fn prompt_len(&self) -> u32 {
-        self.sequence.prompt.len() as u32
+    /// Known rows that are not planned.
+    pub(super) fn rows_left(&self) -> u32 {
+        self.admitted.len() - self.fed
     }
 
-    /// Rows of the prompt that are not planned.
-    pub(super) fn prompt_rows_left(&self) -> u32 {
-        self.prompt_len().saturating_sub(self.fed)
+    /// Known rows that are not planned, as far as its blocks have room for them.
+    pub(super) fn rows_with_room(&self) -> u32 {
+        self.rows_left().min(self.held() * BLOCK_ROWS - self.fed)
     }
 
-    /// Plans the next `rows` rows of the prompt for `step`, with evidence if they are its last.
-    pub(super) fn feed_prompt(&mut self, rows: u32, step: StepId) -> Span {
-        let end = self.prompt_len().min(self.fed + rows);
-        let token_ids = self.sequence.prompt[self.fed as usize..end as usize].to_vec();
-        if end == self.prompt_len() {
-            self.state = State::Awaiting { step };
+    /// Blocks that it holds.
+    pub(super) fn held(&self) -> u32 {
+        self.blocks.len() as u32
+    }
+
+    /// Takes blocks for its next `rows` rows, as far as there are any.
+    pub(super) fn take_blocks(&mut self, rows: u32, pool: &BlockPool) {
+        while self.held() * BLOCK_ROWS < self.fed + rows {
+            let Some(block) = pool.take() else { return };
+            self.blocks.push(block);
         }
-        self.feed(token_ids)
     }
 
-    /// Plans the row of a drawn token for `step`.
-    pub(super) fn feed_token(&mut self, token: u32, step: StepId) -> Span {
-        self.state = State::Awaiting { step };
-        self.feed(vec![token])
-    }
-
-    fn feed(&mut self, token_ids: Vec<u32>) -> Span {
+    /// Plans its next `rows` rows for `step`, with evidence if they are the last known.
+    pub(super) fn feed(&mut self, rows: u32, step: StepId) -> Span {
         let first_position = self.fed;
-        self.fed += token_ids.len() as u32;
-        let evidence = if self.is_prefilling() { 0..0 } else { self.fed - 1..self.fed };
-        let start = (first_position == 0).then(|| Start {
-            prompt_len: self.prompt_len(),
-            blocks: self.blocks.iter().map(|block| block.id()).collect(),
-        });
+        self.fed = self.admitted.len().min(first_position + rows);
+        let evidence = if self.rows_left() == 0 {
+            self.state = State::Awaiting;
+            self.fed - 1..self.fed
+        } else {
+            0..0
+        };
+        let start = (!self.has_begun()).then(|| Start { prompt_len: self.admitted.prompt_len() });
+        self.admitted.last_step = step;
+        let table_offset = self.told;
+        self.told = self.held();
+        let sequence = &self.admitted.sequence;
         Span {
-            sequence: self.sequence.id,
+            sequence: sequence.id,
+            run: self.run,
             first_position,
-            token_ids,
+            token_ids: self.admitted.token_ids(first_position..self.fed),
+            table_offset,
+            blocks: self.blocks.iter().skip(table_offset as usize).map(|block| block.id()).collect(),
             evidence,
-            top_k: self.sequence.evidence.top_k,
-            setting_id: self.sequence.evidence.setting_id,
+            top_k: sequence.evidence.top_k,
+            setting_id: sequence.evidence.setting_id,
             start,
         }
     }

@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::plan::Plan;
-use super::{SequenceId, StepId};
+use super::{RunId, SequenceId, StepId};
 
 /// One micro-batch's way through the pipeline. Every stage applies `ended` before `spans`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// 1, 2, 3, … within an epoch.
     pub id: StepId,
-    /// Sequences whose state the stages drop.
-    pub ended: Vec<SequenceId>,
+    /// Runs whose state the stages drop.
+    pub ended: Vec<RunId>,
     /// The rows, decode rows first; none in a step that holds ends only.
     pub spans: Vec<Span>,
 }
@@ -22,27 +22,31 @@ pub struct Step {
 pub struct Span {
     /// Whose.
     pub sequence: SequenceId,
+    /// Its name for the stages.
+    pub run: RunId,
     /// The first row's position.
     pub first_position: u32,
     /// One id a row.
     pub token_ids: Vec<u32>,
+    /// How much of its block table the stages know.
+    pub table_offset: u32,
+    /// What follows there.
+    pub blocks: Vec<u32>,
     /// Positions whose next token is wanted.
     pub evidence: Range<u32>,
     /// How many best ids their evidence holds.
     pub top_k: u32,
     /// The processors.
     pub setting_id: u64,
-    /// Only in a sequence's first span.
+    /// Only in a run's first span.
     pub start: Option<Start>,
 }
 
-/// What the stages are told once of a sequence.
+/// What the stages are told once of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// Of the original prompt.
+    /// Of the original prompt, also in a replay: its rows past that are of the answer.
     pub prompt_len: u32,
-    /// The whole block table, long enough for the sequence's greatest length.
-    pub blocks: Vec<u32>,
 }
 
 /// Steps that were sent and are not done.
@@ -66,7 +70,7 @@ impl InFlight {
     }
 
     /// Makes the next step.
-    pub(super) fn send(&mut self, ended: Vec<SequenceId>, plan: Plan) -> Step {
+    pub(super) fn send(&mut self, ended: Vec<RunId>, plan: Plan) -> Step {
         self.last += 1;
         let (has_rows, has_decode_rows) = (!plan.spans.is_empty(), plan.decode_rows > 0);
         self.steps.push_back(Sent { id: self.last, has_rows, has_decode_rows });

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use asterism_gateway::driver::PipelineState;
 use asterism_proto::v1::generate_response::Event;
 use tonic::Code;
 
@@ -10,24 +11,19 @@ use crate::shard::FakeShard;
 use crate::toy;
 
 #[tokio::test]
-async fn a_shard_that_dies_fails_what_runs_and_is_joined_again_when_it_is_back() {
+async fn a_shard_that_dies_interrupts_what_runs_until_it_is_back() {
     for dying in 0..2 {
         let mut sandbox = Sandbox::new(2).await;
-        sandbox.shards[1].control.send_modify(|control| control.paused = true);
-        let running = sandbox.generate(ids([1, 2], 8)).await.unwrap();
-        sandbox.shards[1].until(|seen| !seen.live.is_empty()).await;
+        sandbox.shards[1].control.send_modify(|control| control.pause_after = Some(4));
+        let running = sandbox.generate(ids([1, 2], 20)).await.unwrap();
+        sandbox.shards[1].until(|seen| seen.steps == 5).await;
         let (description, address) = sandbox.shards.remove(dying).kill().await;
-        assert_eq!(Answer::read(running).await.unwrap_err().code(), Code::Unavailable);
-        let refused = loop {
-            match sandbox.generate(ids([1], 1)).await {
-                Ok(stream) => drop(Answer::read(stream).await),
-                Err(status) => break status,
-            }
-        };
-        assert_eq!(refused.code(), Code::Unavailable);
+        let lost = |state: &PipelineState| matches!(state, PipelineState::Waiting(_));
+        sandbox.gateway.state().wait_for(lost).await.unwrap();
+        assert_eq!(sandbox.generate(ids([1], 1)).await.unwrap_err().code(), Code::Unavailable);
         sandbox.shards.insert(dying, FakeShard::start_at(description, address).await);
-        sandbox.shards[1].control.send_modify(|control| control.paused = false);
-        assert!(sandbox.gateway.ready().await);
+        sandbox.shards[1].control.send_modify(|control| control.pause_after = None);
+        assert_eq!(Answer::read(running).await.unwrap().ids, toy::greedy(&[1, 2], 20), "no gap, no repeat");
         assert_eq!(sandbox.answer(ids([1, 2], 8)).await.unwrap().ids, toy::greedy(&[1, 2], 8));
         assert_eq!(sandbox.shards[1 - dying].seen.borrow().joins, 2, "the survivor kept its process");
         sandbox.assert_clean().await;
@@ -35,16 +31,44 @@ async fn a_shard_that_dies_fails_what_runs_and_is_joined_again_when_it_is_back()
 }
 
 #[tokio::test]
-async fn a_stuck_shard_ends_the_epoch() {
+async fn a_stuck_shard_ends_the_epoch_and_the_next_goes_on() {
     let shards = shards(2, |_| {}).await;
     let sandbox = Sandbox::with(shards, |config| config.beat_limit = Duration::from_millis(300)).await;
-    sandbox.shards[1].control.send_modify(|control| control.paused = true);
-    let running = sandbox.generate(ids([5], 3)).await.unwrap();
-    assert_eq!(Answer::read(running).await.unwrap_err().code(), Code::Unavailable);
-    sandbox.shards[1].control.send_modify(|control| control.paused = false);
-    sandbox.shards[0].until(|seen| seen.joins == 2 && seen.open).await;
-    assert!(sandbox.gateway.ready().await);
+    sandbox.shards[1].control.send_modify(|control| control.paused_until_join = 2);
     assert_eq!(sandbox.answer(ids([5], 3)).await.unwrap().ids, toy::greedy(&[5], 3));
+    assert!(sandbox.shards[0].seen.borrow().joins >= 2);
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_every_epoch_fails_alone() {
+    let sandbox = Sandbox::new(2).await;
+    // The first token that is drawn after the prompt 3.
+    let breaks = toy::greedy(&[3], 1)[0];
+    sandbox.shards[1].control.send_modify(|control| control.breaks_on = Some(breaks));
+    let good: Vec<u32> = (4..12).filter(|prompt| !toy::greedy(&[*prompt], 30).contains(&breaks)).collect();
+    let answers = futures::future::join_all(good.iter().map(|prompt| sandbox.answer(ids([*prompt], 30))));
+    let (bad, answers) = tokio::join!(sandbox.answer(ids([3], 30)), answers);
+    let failed = bad.unwrap_err();
+    assert_eq!(failed.code(), Code::Internal, "{failed}");
+    for (prompt, answer) in good.into_iter().zip(answers) {
+        assert_eq!(answer.unwrap().ids, toy::greedy(&[prompt], 30));
+    }
+    assert!(sandbox.shards[1].seen.borrow().joins >= 4, "three epochs ended");
+    sandbox.assert_clean().await;
+}
+
+#[tokio::test]
+async fn answers_do_not_go_on_with_another_model() {
+    let mut sandbox = Sandbox::new(1).await;
+    sandbox.shards[0].control.send_modify(|control| control.pause_after = Some(4));
+    let running = sandbox.generate(ids([1, 2], 20)).await.unwrap();
+    sandbox.shards[0].until(|seen| seen.steps == 5).await;
+    let (mut description, address) = sandbox.shards.remove(0).kill().await;
+    description.checkpoint_id = "decaf".to_owned();
+    sandbox.shards.push(FakeShard::start_at(description, address).await);
+    assert_eq!(Answer::read(running).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(sandbox.answer(ids([1, 2], 8)).await.unwrap().ids, toy::greedy(&[1, 2], 8));
+    sandbox.assert_clean().await;
 }
 
 #[tokio::test]
@@ -79,17 +103,18 @@ async fn a_reader_that_goes_away_frees_its_blocks() {
 }
 
 #[tokio::test]
-async fn a_queued_request_survives_an_epoch_and_a_running_one_does_not() {
-    // Room for one sequence of 64 tokens at a time.
-    let shards = shards(1, |shard| shard.kv_blocks = 4).await;
+async fn queued_and_running_requests_survive_an_epoch() {
+    // Room for one sequence at a time.
+    let shards = shards(1, |shard| shard.logits_slots = 1).await;
     let mut sandbox = Sandbox::with(shards, |_| {}).await;
     sandbox.shards[0].control.send_modify(|control| control.paused = true);
     let running = sandbox.generate(ids([1], 60)).await.unwrap();
     sandbox.shards[0].until(|seen| !seen.live.is_empty()).await;
     let queued = sandbox.generate(ids([2], 60)).await.unwrap();
     let (description, address) = sandbox.shards.remove(0).kill().await;
-    assert_eq!(Answer::read(running).await.unwrap_err().code(), Code::Unavailable);
     sandbox.shards.push(FakeShard::start_at(description, address).await);
-    assert_eq!(Answer::read(queued).await.unwrap().ids, toy::greedy(&[2], 60));
+    let (running, queued) = tokio::join!(Answer::read(running), Answer::read(queued));
+    assert_eq!(running.unwrap().ids, toy::greedy(&[1], 60));
+    assert_eq!(queued.unwrap().ids, toy::greedy(&[2], 60));
     sandbox.assert_clean().await;
 }

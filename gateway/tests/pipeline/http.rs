@@ -182,7 +182,7 @@ async fn models_and_health() {
 
 #[tokio::test]
 async fn a_full_queue_is_429_with_a_delay() {
-    let shards = shards(1, |shard| shard.kv_blocks = 4).await;
+    let shards = shards(1, |shard| shard.logits_slots = 1).await;
     let sandbox = Sandbox::with(shards, |config| config.queue_requests = 1).await;
     sandbox.shards[0].control.send_modify(|control| control.paused = true);
     let _running = sandbox.generate(crate::sandbox::ids([1], 60)).await.unwrap();

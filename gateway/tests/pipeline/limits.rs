@@ -10,8 +10,8 @@ use crate::toy;
 
 #[tokio::test]
 async fn a_full_queue_refuses_with_a_delay() {
-    // One sequence of 64 tokens fits; one more may wait.
-    let shards = shards(1, |shard| shard.kv_blocks = 4).await;
+    // One sequence fits; one more may wait.
+    let shards = shards(1, |shard| shard.logits_slots = 1).await;
     let sandbox = Sandbox::with(shards, |config| config.queue_requests = 1).await;
     sandbox.shards[0].control.send_modify(|control| control.paused = true);
     let running = sandbox.generate(ids([1], 60)).await.unwrap();
@@ -43,6 +43,19 @@ async fn the_context_ends_an_answer() {
     assert_eq!(answer.ids, toy::greedy(&[1], 47));
     let listed = small.client.clone().list_models(asterism_proto::v1::ListModelsRequest {}).await.unwrap();
     assert_eq!(listed.into_inner().models[0].max_context, 48);
+}
+
+#[tokio::test]
+async fn answers_that_outgrow_the_pool_take_turns_and_stay_the_same() {
+    // Room for one answer and a half.
+    let small = shards(2, |shard| shard.kv_blocks = 6).await;
+    let sandbox = Sandbox::with(small, |_| {}).await;
+    let answers = (0..6).map(|n| sandbox.answer(ids([n, n + 1], 60)));
+    for (n, answer) in (0..6).zip(futures::future::join_all(answers).await) {
+        assert_eq!(answer.unwrap().ids, toy::greedy(&[n, n + 1], 60));
+    }
+    assert!(sandbox.shards[0].seen.borrow().starts > 6, "some were preempted and replayed");
+    sandbox.assert_clean().await;
 }
 
 #[tokio::test]

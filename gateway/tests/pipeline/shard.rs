@@ -26,6 +26,10 @@ pub struct Control {
     pub paused: bool,
     /// The same for those after this step.
     pub pause_after: Option<u64>,
+    /// The same for all, until it has been joined so often.
+    pub paused_until_join: u32,
+    /// A plan with this id ends the epoch.
+    pub breaks_on: Option<u32>,
     /// The evidence of a row with this id is an error.
     pub poison: Option<u32>,
     /// Says that it will leave.
@@ -33,8 +37,8 @@ pub struct Control {
 }
 
 impl Control {
-    fn pauses(&self, step: u64) -> bool {
-        self.paused || self.pause_after.is_some_and(|last| step > last)
+    fn pauses(&self, step: u64, joins: u32) -> bool {
+        self.paused || joins < self.paused_until_join || self.pause_after.is_some_and(|last| step > last)
     }
 }
 
@@ -46,6 +50,8 @@ pub struct Seen {
     pub joins: u32,
     pub steps: u64,
     pub fetches: u32,
+    /// First spans.
+    pub starts: u32,
     pub drained: bool,
     pub live: BTreeMap<u64, Sequence>,
     pub violations: Vec<String>,
@@ -271,16 +277,21 @@ impl Service {
         let mut control = self.0.control.subscribe();
         let mut beats = tokio::time::interval(Duration::from_millis(50));
         let mut layers_done = 0;
+        let joins = self.0.seen.borrow().joins;
         loop {
             tokio::select! {
                 request = requests.message() => {
                     let Some(RunRequest { message: Some(run_request::Message::Plan(plan)) }) = request? else {
                         return Ok(());
                     };
+                    let mut fed = plan.spans.iter().flat_map(|span| &span.token_ids);
+                    if control.borrow().breaks_on.is_some_and(|id| fed.any(|fed| *fed == id)) {
+                        return Err(Status::internal("broken"));
+                    }
                     let report = self.step(holder, &plan).inspect_err(|status| {
                         self.0.seen.send_modify(|seen| seen.violations.push(status.message().to_owned()));
                     })?;
-                    while control.borrow_and_update().pauses(plan.step) {
+                    while control.borrow_and_update().pauses(plan.step, joins) {
                         tokio::select! {
                             changed = control.changed() => changed.unwrap(),
                             _ = beats.tick() => self.beat(layers_done, true, responses).await,
@@ -330,6 +341,7 @@ impl Service {
         let mut evidence = Vec::new();
         for span in &plan.spans {
             if let Some(start) = &span.start {
+                seen.starts += 1;
                 let new = Sequence {
                     prompt_len: start.prompt_len as usize,
                     setting: start.setting.clone().unwrap_or_default(),

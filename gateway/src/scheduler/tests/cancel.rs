@@ -32,16 +32,20 @@ fn a_sequence_can_be_cancelled_at_every_point_of_its_life() {
         let mut scheduler = scheduler(limits());
         let mut shards = Shards::new(limits());
         scheduler.submit(request(1, 30, 5)).unwrap();
+        shards.expect(&request(1, 30, 5));
         let mut done = 0;
         for event in &LIFE[..point] {
             match event {
-                Event::Plan => shards.take(scheduler.next_step().unwrap(), 2),
+                Event::Plan => drop(shards.take(scheduler.next_step().unwrap(), 2)),
                 Event::StepDone => {
                     done += 1;
                     assert!(scheduler.step_done(done));
                     shards.finish_step().unwrap();
                 }
-                Event::Token => assert_eq!(scheduler.token(1, 9), Committed::Continues),
+                Event::Token => {
+                    assert_eq!(scheduler.token(1, 9), Committed::Continues);
+                    shards.gain(1, 9);
+                }
             }
         }
         assert!(scheduler.end(1));
@@ -53,7 +57,7 @@ fn a_sequence_can_be_cancelled_at_every_point_of_its_life() {
         let expected: &[SequenceId] = if point == 0 { &[] } else { &[1] };
         assert_eq!(told.iter().flat_map(|step| step.ended.clone()).collect::<Vec<_>>(), expected);
         assert!(told.iter().all(|step| step.spans.is_empty()) && told.len() == expected.len());
-        told.into_iter().for_each(|step| shards.take(step, 2));
+        told.into_iter().for_each(|step| drop(shards.take(step, 2)));
         assert!(shards.are_empty(), "within one step");
     }
 }
@@ -78,7 +82,7 @@ fn others_do_not_notice() {
             let step = sent.remove(0);
             scheduler.step_done(step.id);
             for span in step.spans.iter().filter(|span| !span.evidence.is_empty()) {
-                let committed = scheduler.token(span.sequence, 5);
+                let committed = scheduler.token(span.run, 5);
                 tokens += usize::from(span.sequence == 2 && committed != Committed::NotWanted);
             }
         }

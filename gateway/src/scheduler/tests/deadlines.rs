@@ -33,7 +33,10 @@ fn what_is_over_has_no_deadline() {
     scheduler.next_step().unwrap();
     assert!(scheduler.end(1));
     assert_eq!(scheduler.token(2, 5), Committed::Full);
-    assert_eq!(scheduler.reset(limits()).running, [3]);
+    assert!(scheduler.end_epoch().is_empty());
+    assert_eq!(scheduler.begin_epoch(limits()), []);
+    assert_eq!(scheduler.next_deadline(), Some(Duration::from_secs(3)), "it is to be replayed");
+    assert!(scheduler.end(3));
     assert_eq!(scheduler.next_deadline(), None);
     assert!(scheduler.expire(Duration::MAX).is_empty());
 }

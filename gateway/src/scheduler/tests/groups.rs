@@ -25,7 +25,7 @@ fn ready(limits: Limits, count: u64) -> Scheduler {
 
 fn answer(scheduler: &mut Scheduler, step: &Step) {
     for span in step.spans.iter().filter(|span| !span.evidence.is_empty()) {
-        scheduler.token(span.sequence, 5);
+        scheduler.token(span.run, 5);
     }
     scheduler.step_done(step.id);
 }

@@ -3,6 +3,7 @@ mod deadlines;
 mod groups;
 mod properties;
 mod shards;
+mod traces;
 
 use std::time::Duration;
 
@@ -56,7 +57,8 @@ fn a_prompt_goes_in_chunks_and_then_a_row_a_step() {
     let steps = due(&mut scheduler);
     let [first, second] = &steps[..] else { panic!("two chunks, and nothing without evidence: {steps:?}") };
     assert_eq!((first.id, shape(first)), (1, vec![(7, 0, 20)]));
-    assert_eq!(first.spans[0].start, Some(Start { prompt_len: 30, blocks: vec![0, 1, 2] }));
+    assert_eq!(first.spans[0].start, Some(Start { prompt_len: 30 }));
+    assert_eq!((first.spans[0].table_offset, &first.spans[0].blocks[..]), (0, &[0, 1][..]));
     assert_eq!(first.spans[0].evidence, 0..0);
     assert_eq!((second.id, shape(second)), (2, vec![(7, 20, 10)]), "needs no evidence of the first");
     assert_eq!((&second.spans[0].start, second.spans[0].evidence.clone()), (&None, 29..30));
@@ -64,13 +66,16 @@ fn a_prompt_goes_in_chunks_and_then_a_row_a_step() {
 
     assert!(scheduler.step_done(1) && scheduler.step_done(2));
     assert!(!scheduler.step_done(2), "only once");
-    assert_eq!(scheduler.token(7, 99), Committed::Continues);
-    assert_eq!(scheduler.token(7, 98), Committed::NotWanted, "one token a row");
+    assert_eq!(scheduler.token(1, 99), Committed::Continues);
+    assert_eq!(scheduler.token(1, 98), Committed::NotWanted, "one token a row");
     let third = scheduler.next_step().unwrap();
     let expected = Span {
         sequence: 7,
+        run: 1,
         first_position: 30,
         token_ids: vec![99],
+        table_offset: 2,
+        blocks: vec![],
         evidence: 30..31,
         top_k: 1,
         setting_id: 70,
@@ -78,12 +83,12 @@ fn a_prompt_goes_in_chunks_and_then_a_row_a_step() {
     };
     assert_eq!(third.spans, [expected]);
     scheduler.set_top_k(7, 64);
-    assert_eq!(scheduler.token(7, 98), Committed::Continues, "even before the step is done everywhere");
+    assert_eq!(scheduler.token(1, 98), Committed::Continues, "even before the step is done everywhere");
     let fourth = scheduler.next_step().unwrap();
     assert_eq!((shape(&fourth), fourth.spans[0].top_k), (vec![(7, 31, 1)], 64));
-    assert_eq!(scheduler.token(7, 97), Committed::Full, "three tokens were asked for");
+    assert_eq!(scheduler.token(1, 97), Committed::Full, "three tokens were asked for");
     let fifth = scheduler.next_step().unwrap();
-    assert_eq!((&fifth.ended[..], fifth.spans.len()), (&[7][..], 0), "the stages are told");
+    assert_eq!((&fifth.ended[..], fifth.spans.len()), (&[1][..], 0), "the stages are told");
     assert!(scheduler.step_done(3) && scheduler.step_done(4) && scheduler.step_done(5));
     let idle = Loads { free_blocks: 8, blocks: 8, groups: 2, ..Loads::default() };
     assert_eq!(scheduler.loads(), idle);
@@ -164,7 +169,7 @@ fn a_prompt_gets_through_where_every_evidence_row_is_taken() {
             scheduler.step_done(step.id);
             for span in step.spans.iter().filter(|span| !span.evidence.is_empty()) {
                 answered.insert(span.sequence);
-                scheduler.token(span.sequence, 5);
+                scheduler.token(span.run, 5);
             }
         }
         assert_eq!(answered.len(), 3, "with {evidence_rows} evidence rows a step");
@@ -279,20 +284,23 @@ fn nothing_starts_while_admission_is_paused() {
     scheduler.pause_admission();
     scheduler.submit(request(1, 4, 4)).unwrap();
     assert_eq!(scheduler.next_step(), None);
-    assert_eq!(scheduler.reset(limits()), Lost::default());
+    scheduler.end_epoch();
+    assert_eq!(scheduler.begin_epoch(limits()), []);
     assert!(scheduler.next_step().is_some());
 }
 
 #[test]
-fn an_epochs_end_gives_back_what_ran_and_keeps_what_waits() {
+fn an_epochs_end_keeps_what_fits_the_next() {
     let mut scheduler = scheduler(Limits { blocks: 2, ..limits() });
-    for (id, prompt) in [(1, 20), (2, 20), (3, 4)] {
+    for (id, prompt) in [(1, 20), (2, 20), (3, 4), (4, 4)] {
         scheduler.submit(request(id, prompt, 4)).unwrap();
     }
     scheduler.next_step().unwrap();
-    let lost = scheduler.reset(Limits { blocks: 1, ..limits() });
+    assert!(scheduler.end_epoch().is_empty(), "nothing is given up at once");
+    let mut refused = scheduler.begin_epoch(Limits { blocks: 1, ..limits() });
+    refused.sort_unstable_by_key(|(id, _)| *id);
     let refusal = Refusal::TooLong { prompt: 20, max_tokens: 4, context: 16 };
-    assert_eq!(lost, Lost { running: vec![1], refused: vec![(2, refusal)] });
+    assert_eq!(refused, [(1, refusal.clone()), (2, refusal)]);
     assert_eq!(scheduler.token(1, 5), Committed::NotWanted, "late evidence of the epoch before");
     let step = scheduler.next_step().unwrap();
     assert_eq!((step.id, shape(&step)), (1, vec![(3, 0, 4)]), "steps count from 1 again");

@@ -1,10 +1,11 @@
 //! Random workloads against a model of the stages.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::shards::Shards;
+use super::shards::{Shards, undisturbed};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        6 => (1u32..90, 1u32..12, -1i32..2)
+        6 => (1u32..90, 1u32..60, -1i32..2)
             .prop_map(|(prompt, max_tokens, priority)| Event::Submit { prompt, max_tokens, priority }),
         12 => Just(Event::Send),
         12 => Just(Event::StepDone),
@@ -66,8 +67,10 @@ struct World {
     limits: Limits,
     scheduler: Scheduler,
     shards: Shards,
-    live: BTreeSet<SequenceId>,
-    late: Vec<SequenceId>,
+    live: BTreeMap<SequenceId, NewSequence>,
+    /// Epoch ends under its rows since its latest token.
+    strikes: BTreeMap<SequenceId, u32>,
+    late: Vec<(RunId, u32)>,
     last: SequenceId,
 }
 
@@ -77,28 +80,55 @@ impl World {
             limits,
             scheduler: Scheduler::new(limits, QueueLimits { requests: 6, tokens: 300 }),
             shards: Shards::new(limits),
-            live: BTreeSet::new(),
+            live: BTreeMap::new(),
+            strikes: BTreeMap::new(),
             late: Vec::new(),
             last: 0,
         }
     }
 
+    fn submit(&mut self, sequence: NewSequence) -> Result<(), Refusal> {
+        self.scheduler.submit(sequence.clone())?;
+        self.shards.expect(&sequence);
+        self.live.insert(sequence.id, sequence);
+        Ok(())
+    }
+
     fn send(&mut self) {
         while let Some(step) = self.scheduler.next_step() {
             for span in &step.spans {
-                assert!(self.live.contains(&span.sequence), "an ended sequence has no rows");
+                assert!(self.live.contains_key(&span.sequence), "an ended sequence has no rows");
             }
-            self.shards.take(step, self.scheduler.loads().groups);
+            let ended = self.shards.take(step, self.scheduler.loads().groups);
+            self.check_preempted(ended);
         }
         assert!(self.scheduler.loads().waiting <= 6);
     }
 
-    fn tokens(&mut self, sequences: Vec<SequenceId>) {
-        for id in sequences {
-            match self.scheduler.token(id, 7) {
-                Committed::Continues => assert!(self.live.contains(&id)),
-                Committed::Full => assert!(self.live.remove(&id)),
-                Committed::NotWanted => assert!(!self.live.contains(&id), "a live sequence wants its token"),
+    /// Whoever is preempted leaves its blocks to one that goes before it.
+    fn check_preempted(&self, ended: Vec<SequenceId>) {
+        let turn = |id: &SequenceId| self.live.get(id).map(|sequence| (Reverse(sequence.priority), *id));
+        for preempted in ended.iter().filter_map(turn) {
+            let first = self.shards.running().iter().filter_map(turn).min();
+            assert!(first.is_some_and(|first| first < preempted), "{preempted:?} was the first");
+        }
+    }
+
+    fn tokens(&mut self, tokens: Vec<(RunId, u32)>) {
+        for (run, token) in tokens {
+            let sequence = self.scheduler.sequence(run);
+            let committed = self.scheduler.token(run, token);
+            let Some(id) = sequence else {
+                assert_eq!(committed, Committed::NotWanted, "the run is over");
+                continue;
+            };
+            assert_ne!(committed, Committed::NotWanted, "a live sequence wants its token");
+            self.shards.gain(id, token);
+            self.strikes.remove(&id);
+            if committed == Committed::Full {
+                let sequence = self.live.remove(&id).expect("a live one");
+                let alone = undisturbed(&sequence.prompt, sequence.max_tokens);
+                assert_eq!(self.shards.known(id), alone, "the same tokens as undisturbed");
             }
         }
     }
@@ -108,11 +138,8 @@ impl World {
             Event::Submit { prompt, max_tokens, priority } => {
                 self.last += 1;
                 let fits = prompt + max_tokens <= 96.min(16 * self.limits.blocks);
-                match self
-                    .scheduler
-                    .submit(NewSequence { priority, ..request(self.last, prompt, max_tokens) })
-                {
-                    Ok(()) => assert!(fits && self.live.insert(self.last)),
+                match self.submit(NewSequence { priority, ..request(self.last, prompt, max_tokens) }) {
+                    Ok(()) => assert!(fits),
                     Err(Refusal::TooLong { .. }) => assert!(!fits),
                     Err(Refusal::QueueFull { waiting }) => assert_eq!(waiting, 6),
                     Err(Refusal::QueueTokens { waiting, tokens, .. }) => assert!(waiting + tokens > 300),
@@ -136,7 +163,7 @@ impl World {
                 self.tokens(late);
             }
             Event::End(n) => {
-                if let Some(id) = self.live.iter().nth(n).copied() {
+                if let Some(id) = self.live.keys().nth(n).copied() {
                     assert!(self.scheduler.end(id));
                     self.live.remove(&id);
                 }
@@ -145,15 +172,7 @@ impl World {
                 let turnaround = Duration::from_millis(turnaround);
                 self.scheduler.observe(Pace { stage: Duration::from_millis(8), turnaround });
             }
-            Event::EpochEnd => {
-                let lost = self.scheduler.reset(self.limits);
-                assert!(lost.refused.is_empty(), "the limits are the same");
-                for id in lost.running {
-                    assert!(self.live.remove(&id));
-                }
-                self.shards = Shards::new(self.limits);
-                self.late.clear();
-            }
+            Event::EpochEnd => self.epoch_end(),
         }
     }
 
@@ -163,13 +182,45 @@ impl World {
             assert!(self.scheduler.step_done(step));
         }
     }
+
+    fn epoch_end(&mut self) {
+        let late = std::mem::take(&mut self.late);
+        let late = late.into_iter().filter_map(|(run, _)| self.scheduler.sequence(run));
+        let under_way: BTreeSet<_> = self.shards.under_way().into_iter().chain(late).collect();
+        for id in under_way.into_iter().filter(|id| self.live.contains_key(id)) {
+            *self.strikes.entry(id).or_default() += 1;
+        }
+        let struck: Vec<_> =
+            self.strikes.iter().filter(|(_, strikes)| **strikes >= 3).map(|(id, _)| *id).collect();
+        let mut given_up = self.scheduler.end_epoch();
+        given_up.sort_unstable();
+        assert_eq!(given_up, struck, "given up after three");
+        for id in struck {
+            self.live.remove(&id);
+            self.strikes.remove(&id);
+        }
+        assert_eq!(self.scheduler.begin_epoch(self.limits), [], "the limits are the same");
+        self.shards.forget(self.limits);
+    }
+
+    /// The stages go on working until nothing is left to do, or for so many rounds.
+    fn work(&mut self, rounds: u32) {
+        for _ in 0..rounds {
+            self.apply(Event::RowsCome);
+            self.send();
+            self.step_done();
+            if self.live.is_empty() && self.shards.are_empty() {
+                return;
+            }
+        }
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_admitted_request_ends_and_nothing_leaks(
+    fn every_request_ends_as_undisturbed_and_nothing_leaks(
         limits in any_limits(),
         events in prop::collection::vec(event(), 0..200),
     ) {
@@ -177,26 +228,75 @@ proptest! {
         for event in events {
             world.apply(event);
         }
-        // What is left ends if the stages only go on working; each round does at least a row's worth of work.
-        for _ in 0..4_000 {
-            world.apply(Event::RowsCome);
+        world.work(20_000);
+        prop_assert!(world.live.is_empty(), "still running or waiting: {:?}", world.live.keys());
+        prop_assert!(world.shards.are_empty(), "the stages were told of every end");
+        let loads = world.scheduler.loads();
+        prop_assert_eq!(loads.free_blocks, limits.blocks, "no block leaked");
+        let left = (loads.waiting, loads.waiting_tokens, loads.replaying, loads.prefilling, loads.decoding);
+        prop_assert_eq!(left, (0, 0, 0, 0, 0));
+    }
+
+    #[test]
+    fn nobody_starves_while_others_keep_coming(
+        limits in any_limits(),
+        requests in prop::collection::vec((1u32..40, 1u32..40), 1..12),
+    ) {
+        let mut world = World::new(limits);
+        let mut sizes = requests.into_iter().cycle();
+        let mut first = Vec::new();
+        for _ in 0..20_000 {
+            // As soon as there is room in the queue, the next comes.
+            let (prompt, max_tokens) = sizes.next().expect("it never ends");
+            world.last += 1;
+            if world.submit(request(world.last, prompt, max_tokens)).is_ok() && first.len() < 8 {
+                first.push(world.last);
+            }
             world.send();
             world.step_done();
+            if first.len() == 8 && first.iter().all(|id| !world.live.contains_key(id)) {
+                break;
+            }
+        }
+        first.retain(|id| world.live.contains_key(id));
+        prop_assert!(first.is_empty(), "{first:?}: they came first and starve");
+    }
+
+    #[test]
+    fn what_ends_every_epoch_is_given_up_and_the_others_go_on(
+        limits in any_limits(),
+        requests in prop::collection::vec((1u32..40, 1u32..40), 1..6),
+        poisonous in 0u64..6,
+        position in 0u32..60,
+    ) {
+        let mut world = World::new(limits);
+        for (prompt, max_tokens) in requests {
+            world.last += 1;
+            // One that does not fit is not part of it.
+            let _ = world.submit(request(world.last, prompt, max_tokens));
+        }
+        let mut epochs = 0;
+        for _ in 0..20_000 {
+            world.send();
+            if world.shards.breaks(1 + poisonous, position) {
+                epochs += 1;
+                world.epoch_end();
+            } else {
+                world.step_done();
+            }
             if world.live.is_empty() && world.shards.are_empty() {
                 break;
             }
         }
-        prop_assert!(world.live.is_empty(), "still running or waiting: {:?}", world.live);
-        prop_assert!(world.shards.are_empty(), "the stages were told of every end");
-        let loads = world.scheduler.loads();
-        prop_assert_eq!(loads.free_blocks, limits.blocks, "no block leaked");
-        prop_assert_eq!((loads.waiting, loads.waiting_tokens, loads.prefilling, loads.decoding), (0, 0, 0, 0));
+        prop_assert!(world.live.is_empty(), "still running or waiting: {:?}", world.live.keys());
+        prop_assert!(epochs == 0 || epochs == 3, "{epochs} epochs");
+        prop_assert_eq!(world.scheduler.loads().free_blocks, limits.blocks, "no block leaked");
     }
 
     #[test]
     fn the_same_events_give_the_same_plans(
         limits in any_limits(),
-        prompts in prop::collection::vec((1u32..60, 1u32..8), 1..6),
+        prompts in prop::collection::vec((1u32..60, 1u32..30), 1..6),
     ) {
         let run = || {
             let mut scheduler = Scheduler::new(limits, QueueLimits { requests: 6, tokens: 1000 });
@@ -207,7 +307,7 @@ proptest! {
             let mut plans = Vec::new();
             while let Some(step) = scheduler.next_step() {
                 for span in step.spans.iter().filter(|span| !span.evidence.is_empty()) {
-                    scheduler.token(span.sequence, 3);
+                    scheduler.token(span.run, 3);
                 }
                 scheduler.step_done(step.id);
                 plans.push(step);

@@ -1,4 +1,4 @@
-//! A model of the stages that checks every plan it is sent.
+//! A model of the stages that checks every plan it is sent, and whose next token is a pure function of the ids before it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -8,37 +8,101 @@ use super::super::*;
 pub struct Shards {
     limits: Limits,
     last: StepId,
-    sequences: BTreeMap<SequenceId, Fed>,
-    /// Ids of this epoch that may not come again.
-    ended: BTreeSet<SequenceId>,
+    runs: BTreeMap<RunId, Fed>,
+    /// Of this epoch; they may not come again.
+    ended: BTreeSet<RunId>,
     in_flight: VecDeque<Step>,
+    /// Prompt and answer so far of every sequence, as their readers know them.
+    known: BTreeMap<SequenceId, Vec<u32>>,
 }
 
 struct Fed {
-    positions: u32,
+    sequence: SequenceId,
     prompt_len: u32,
+    ids: Vec<u32>,
     blocks: Vec<u32>,
     evidence_is_due: bool,
 }
 
+/// The token that follows `ids`.
+pub fn next_token(ids: &[u32]) -> u32 {
+    ids.iter().fold(7, |hash, id| (hash ^ id).wrapping_mul(0x0100_0193).rotate_left(9)) % 1000
+}
+
+/// The answer of `count` tokens to a prompt that nobody disturbs.
+pub fn undisturbed(prompt: &[u32], count: u32) -> Vec<u32> {
+    let mut ids = prompt.to_vec();
+    for _ in 0..count {
+        ids.push(next_token(&ids));
+    }
+    ids
+}
+
 impl Shards {
     pub fn new(limits: Limits) -> Self {
-        let (sequences, ended) = (BTreeMap::new(), BTreeSet::new());
-        Self { limits, last: 0, sequences, ended, in_flight: VecDeque::new() }
+        Self {
+            limits,
+            last: 0,
+            runs: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            in_flight: VecDeque::new(),
+            known: BTreeMap::new(),
+        }
     }
 
-    /// Whether no sequence is known any more.
+    /// Whether no run is known any more.
     pub fn are_empty(&self) -> bool {
-        self.sequences.is_empty()
+        self.runs.is_empty()
     }
 
-    /// A plan arrives.
-    pub fn take(&mut self, step: Step, groups: u32) {
+    /// A sequence was taken by the scheduler.
+    pub fn expect(&mut self, sequence: &NewSequence) {
+        self.known.insert(sequence.id, sequence.prompt.to_vec());
+    }
+
+    /// A reader got a token.
+    pub fn gain(&mut self, sequence: SequenceId, token: u32) {
+        self.known.get_mut(&sequence).expect("a sequence that was taken").push(token);
+    }
+
+    /// Prompt and answer so far.
+    pub fn known(&self, sequence: SequenceId) -> &[u32] {
+        &self.known[&sequence]
+    }
+
+    /// Sequences with rows in steps under way.
+    pub fn under_way(&self) -> BTreeSet<SequenceId> {
+        self.in_flight.iter().flat_map(|step| &step.spans).map(|span| span.sequence).collect()
+    }
+
+    /// Whether the oldest step has the row of a sequence at `position`, or one after it.
+    pub fn breaks(&self, sequence: SequenceId, position: u32) -> bool {
+        let mut spans = self.in_flight.iter().take(1).flat_map(|step| &step.spans);
+        spans.any(|span| {
+            span.sequence == sequence && span.first_position + span.token_ids.len() as u32 > position
+        })
+    }
+
+    /// Sequences that the stages know.
+    pub fn running(&self) -> BTreeSet<SequenceId> {
+        self.runs.values().map(|fed| fed.sequence).collect()
+    }
+
+    /// The epoch is over: all is forgotten but what readers know.
+    pub fn forget(&mut self, limits: Limits) {
+        let known = std::mem::take(&mut self.known);
+        *self = Self { known, ..Self::new(limits) };
+    }
+
+    /// A plan arrives; the sequences whose runs it ends.
+    pub fn take(&mut self, step: Step, groups: u32) -> Vec<SequenceId> {
         self.last += 1;
         assert_eq!(step.id, self.last, "steps in order");
         assert!(!step.ended.is_empty() || !step.spans.is_empty(), "no empty plan");
+        let mut ended = Vec::new();
         for id in &step.ended {
-            assert!(self.sequences.remove(id).is_some(), "{id}: only what the stages know is ended");
+            let fed = self.runs.remove(id).expect("only what the stages know is ended");
+            ended.push(fed.sequence);
             self.ended.insert(*id);
         }
         let rows: usize = step.spans.iter().map(|span| span.token_ids.len()).sum();
@@ -50,44 +114,47 @@ impl Shards {
             assert!(seen.insert(span.sequence), "one span a sequence");
             self.take_span(span);
         }
-        let blocks: Vec<u32> = self.sequences.values().flat_map(|fed| fed.blocks.clone()).collect();
+        let blocks: Vec<u32> = self.runs.values().flat_map(|fed| fed.blocks.clone()).collect();
         assert_eq!(blocks.iter().collect::<BTreeSet<_>>().len(), blocks.len(), "no block has two owners");
         assert!(blocks.iter().all(|block| *block < self.limits.blocks), "only blocks that there are");
-        let slots = self.sequences.values().filter(|fed| fed.evidence_is_due).count();
+        let slots = self.runs.values().filter(|fed| fed.evidence_is_due).count();
         assert!(slots <= self.limits.logits_slots as usize, "{slots} raw rows");
         self.in_flight.push_back(step);
         self.check_in_flight(groups);
+        ended
     }
 
     fn take_span(&mut self, span: &Span) {
         assert!(!span.token_ids.is_empty(), "no empty span");
-        assert_eq!(span.start.is_some(), span.first_position == 0, "the first span starts a sequence");
         if let Some(start) = &span.start {
-            assert!(!self.ended.contains(&span.sequence), "ids are never used again");
+            assert!(!self.ended.contains(&span.run), "names of runs are never used again");
             let fed = Fed {
-                positions: 0,
+                sequence: span.sequence,
                 prompt_len: start.prompt_len,
-                blocks: start.blocks.clone(),
+                ids: Vec::new(),
+                blocks: Vec::new(),
                 evidence_is_due: false,
             };
-            assert!(self.sequences.insert(span.sequence, fed).is_none(), "a sequence starts once");
+            assert!(self.runs.insert(span.run, fed).is_none(), "a run starts once");
         }
-        let fed = self.sequences.get_mut(&span.sequence).expect("a sequence starts before it goes on");
-        assert_eq!(span.first_position, fed.positions, "positions follow each other");
-        let in_prompt = fed.positions < fed.prompt_len;
-        assert!(in_prompt || span.token_ids.len() == 1, "one decode row");
-        fed.positions += span.token_ids.len() as u32;
-        assert!(!in_prompt || fed.positions <= fed.prompt_len, "a chunk ends with the prompt");
-        assert!(fed.positions.div_ceil(BLOCK_ROWS) <= fed.blocks.len() as u32, "every row has a block");
-        let last = fed.positions - 1;
-        let wanted = if fed.positions >= fed.prompt_len { last..last + 1 } else { 0..0 };
-        assert_eq!(span.evidence, wanted, "evidence of the prompt's last row and of decode rows");
+        let fed = self.runs.get_mut(&span.run).expect("a run starts before it goes on");
+        let known = &self.known[&span.sequence];
+        let first = span.first_position as usize;
+        assert_eq!((first, span.sequence), (fed.ids.len(), fed.sequence), "positions follow each other");
+        fed.ids.extend(&span.token_ids);
+        assert_eq!(fed.ids[..], known[..fed.ids.len()], "what its reader knows is fed");
+        assert!(fed.prompt_len as usize <= known.len(), "the prompt stays the original");
+        assert_eq!(span.table_offset as usize, fed.blocks.len(), "the table grows at its end");
+        fed.blocks.extend(&span.blocks);
+        let needed = fed.ids.len().div_ceil(BLOCK_ROWS as usize);
+        assert_eq!(fed.blocks.len(), needed, "blocks are taken as positions are fed");
+        let end = fed.ids.len() as u32;
+        let wanted = if fed.ids.len() == known.len() { end - 1..end } else { 0..0 };
+        assert_eq!(span.evidence, wanted, "evidence of the last row that is known");
         fed.evidence_is_due = !wanted.is_empty();
         let elsewhere = self.in_flight.iter().flat_map(|step| &step.spans);
         let mut with_evidence = elsewhere.filter(|other| !other.evidence.is_empty());
-        let decodes_twice =
-            with_evidence.any(|other| other.sequence == span.sequence && other.is_unanswered());
-        assert!(!decodes_twice, "a decoding sequence is in one step");
+        assert!(!with_evidence.any(|other| other.run == span.run), "a decoding sequence is in one step");
     }
 
     fn check_in_flight(&self, groups: u32) {
@@ -98,28 +165,24 @@ impl Shards {
         assert!(ends_only.len() <= 1, "one plan of ends beside them");
     }
 
-    /// The oldest step is done: its id and the sequences whose tokens are due, also those that ended meanwhile.
-    pub fn finish_step(&mut self) -> Option<(StepId, Vec<SequenceId>)> {
+    /// The oldest step is done: its id and the tokens that its evidence gives, also of runs that are over.
+    pub fn finish_step(&mut self) -> Option<(StepId, Vec<(RunId, u32)>)> {
         let step = self.in_flight.pop_front()?;
-        let due = step.spans.iter().filter(|span| !span.evidence.is_empty()).map(|span| span.sequence);
-        Some((step.id, due.collect()))
+        let due = step.spans.iter().filter(|span| !span.evidence.is_empty());
+        Some((step.id, due.map(|span| (span.run, self.token(span))).collect()))
     }
 
-    /// Evidence of a row came before its step was done everywhere.
-    pub fn answer_early(&mut self) -> Vec<SequenceId> {
-        let Some(step) = self.in_flight.front_mut() else { return Vec::new() };
-        let spans = step.spans.iter_mut().filter(|span| span.is_unanswered());
-        spans
-            .map(|span| {
-                span.evidence = 0..0;
-                span.sequence
-            })
-            .collect()
+    /// Evidence of the oldest step's rows comes before it is done everywhere.
+    pub fn answer_early(&mut self) -> Vec<(RunId, u32)> {
+        let Some(mut step) = self.in_flight.pop_front() else { return Vec::new() };
+        let due = step.spans.iter().filter(|span| !span.evidence.is_empty());
+        let due = due.map(|span| (span.run, self.token(span))).collect();
+        step.spans.iter_mut().for_each(|span| span.evidence = 0..0);
+        self.in_flight.push_front(step);
+        due
     }
-}
 
-impl Span {
-    fn is_unanswered(&self) -> bool {
-        !self.evidence.is_empty()
+    fn token(&self, span: &Span) -> u32 {
+        self.runs.get(&span.run).map_or(0, |fed| next_token(&fed.ids))
     }
 }

@@ -1,0 +1,58 @@
+//! Who may begin, and when.
+//!
+//! Nothing is reserved for answers: a sequence is let in once there are blocks for the tokens that it has. Beyond those of all
+//! that run, one block stays free for each that may still grow, so that a new one is not preempted, or preempts others, right
+//! after.
+
+use super::Scheduler;
+use super::admitted::Admitted;
+use super::running::Running;
+
+impl Scheduler {
+    /// Lets sequences in as far as a step's worth of known rows is at hand. Replays go first, as their readers have begun to
+    /// read; nothing overtakes one that has to wait for blocks, so that it does not wait for ever.
+    pub(super) fn admit(&mut self) {
+        let nobody_waits = self.replays.len() == 0 && (!self.admitting || self.queue.len() == 0);
+        if nobody_waits || self.running.values().any(|running| running.admitted.is_suspect()) {
+            return;
+        }
+        let prefilling = self.running.values().filter(|running| running.is_prefilling());
+        let mut rows: u64 = prefilling.map(|running| u64::from(running.rows_left())).sum();
+        while rows < u64::from(self.limits.rows) && self.running.len() < self.limits.logits_slots as usize {
+            let Some(next) = self.next_admitted() else { return };
+            rows += u64::from(next.len());
+            let is_suspect = next.is_suspect();
+            self.last_run += 1;
+            self.runs.insert(self.last_run, next.id());
+            self.running.insert(next.id(), Running::new(self.last_run, next));
+            if is_suspect {
+                return; // It runs alone.
+            }
+        }
+    }
+
+    /// Takes out who goes next, if it may begin now.
+    fn next_admitted(&mut self) -> Option<Admitted> {
+        if let Some(first) = self.replays.first() {
+            let may = match first.is_suspect() {
+                true => self.running.is_empty() && self.in_flight.len() == 0,
+                false => self.has_room(first.room()),
+            };
+            return if may { self.replays.pop() } else { None };
+        }
+        let first = self.queue.first().filter(|_| self.admitting)?;
+        if !self.has_room(first.room(first.prompt.len() as u32)) {
+            return None;
+        }
+        let (turn, sequence) = self.queue.pop()?;
+        Some(Admitted::new(turn, sequence))
+    }
+
+    /// Whether so many blocks are free beyond those that others are promised.
+    fn has_room(&self, blocks: u32) -> bool {
+        let promised: u32 =
+            self.running.values().map(|running| running.admitted.room() - running.held()).sum();
+        // What was submitted fits alone.
+        self.running.is_empty() || promised + blocks <= self.pool.free()
+    }
+}
