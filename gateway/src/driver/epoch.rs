@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, Sleep, interval};
 use super::beats::Beats;
 use super::desk::Desk;
 use super::end::EpochEnd;
-use super::fetch::{Fetched, fetch, is_passing};
+use super::fetch::{Fetched, fetch};
 use super::flight::Flights;
 use super::join::{Joined, within};
 use super::pace::PaceMeter;
@@ -280,14 +280,12 @@ impl<'d> Epoch<'d> {
         let Some(request) = self.desk.requests.get_mut(sequence) else { return Ok(()) };
         let row = match fetched.row {
             Ok(row) => Row::parse(&row, &request.sampling, vocab).map_err(|error| internal(&error)),
-            Err(status) if is_passing(&status) => {
-                // Tried often enough: in the next epoch the row is made anew.
-                let message = format!("a row of logits was lost: {}", status.message());
-                let address = self.address(self.joined.pipeline.members.len() - 1);
-                return Err(EpochEnd::Stage { address, message });
-            }
             Err(status) => {
-                Err(Failure::new(Reason::Internal, format!("a row of logits was lost: {}", status.message())))
+                // The stage may have lost its epoch, which is not known here yet. The next makes the row anew, and a row that
+                // cannot be had at all ends its own request in the end.
+                let message = format!("a row of logits was lost: {}", status.message());
+                let last = self.joined.clients.len().saturating_sub(1);
+                return Err(EpochEnd::Stage { address: self.address(last), message });
             }
         };
         match row {

@@ -45,7 +45,6 @@ pub async fn fetch(
     }
 }
 
-/// Whether it may go better another time.
-pub fn is_passing(status: &Status) -> bool {
+fn is_passing(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted)
 }

@@ -53,7 +53,7 @@ async fn a_request_that_breaks_every_epoch_fails_alone() {
     for (prompt, answer) in good.into_iter().zip(answers) {
         assert_eq!(answer.unwrap().ids, toy::greedy(&[prompt], 30));
     }
-    assert!(sandbox.shards[1].seen.borrow().joins >= 4, "three epochs ended");
+    assert!(sandbox.shards[1].seen.borrow().joins >= 3, "it was tried three times");
     sandbox.assert_clean().await;
 }
 

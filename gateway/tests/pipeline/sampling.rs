@@ -4,6 +4,7 @@ use asterism_gateway::sampler::{Evidence, Row, Sampling, draw_from_row};
 use asterism_gateway::text::GenerationDefaults;
 use asterism_proto::shard::v1::{FetchLogitsResponse, Span};
 use asterism_proto::v1::{self, GenerateRequest};
+use tonic::Code;
 
 use crate::sandbox::{Sandbox, ids};
 use crate::toy;
@@ -125,4 +126,21 @@ async fn the_evidence_sink_sees_every_row() {
     let expected: Vec<_> =
         (2..).zip(&answer.ids).map(|(position, id)| ("seen".to_owned(), position, vec![*id])).collect();
     assert_eq!(rows, expected);
+}
+
+#[tokio::test]
+async fn a_row_that_is_lost_is_made_anew_in_the_next_epoch() {
+    let sandbox = Sandbox::new(2).await;
+    let sampling = v1::Sampling { temperature: Some(20.0), seed: Some(7), ..Default::default() };
+    sandbox.shards[1].control.send_modify(|control| control.rows_lost_until_join = 2);
+    let answer = sandbox.answer(drawn(&[1, 2], 30, sampling.clone())).await.unwrap();
+    assert_eq!(answer.ids, expected(&[1, 2], 30, &sampling));
+
+    sandbox.shards[1].control.send_modify(|control| control.rows_lost_until_join = u32::MAX);
+    let failed = sandbox.answer(drawn(&[1, 2], 30, sampling)).await.unwrap_err();
+    assert_eq!(failed.code(), Code::Internal, "{failed}");
+    assert!(failed.message().contains("the epoch is over"), "it says why: {failed}");
+    assert!(sandbox.gateway.ready().await);
+    assert_eq!(sandbox.answer(ids([1, 2], 8)).await.unwrap().ids, toy::greedy(&[1, 2], 8));
+    sandbox.assert_clean().await;
 }

@@ -28,6 +28,8 @@ pub struct Control {
     pub pause_after: Option<u64>,
     /// The same for all, until it has been joined so often.
     pub paused_until_join: u32,
+    /// Rows are not to be had, until it has been joined so often.
+    pub rows_lost_until_join: u32,
     /// A plan with this id ends the epoch.
     pub breaks_on: Option<u32>,
     /// The evidence of a row with this id is an error.
@@ -245,6 +247,9 @@ impl Shard for Service {
     ) -> Result<Response<FetchLogitsResponse>, Status> {
         let request = request.into_inner();
         self.0.seen.send_modify(|seen| seen.fetches += 1);
+        if self.0.seen.borrow().joins < self.0.control.borrow().rows_lost_until_join {
+            return Err(Status::failed_precondition("the epoch is over"));
+        }
         let plays = self.0.plays.lock().unwrap();
         let Some(play) = plays.get(&(request.sequence, request.position)) else {
             return Err(Status::not_found("no such row"));
