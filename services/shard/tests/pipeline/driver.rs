@@ -211,7 +211,13 @@ impl Driver {
     /// The next plan, of these spans.
     pub fn plan(&mut self, spans: Vec<asterism_proto::shard::v1::Span>) -> StepPlan {
         self.step += 1;
-        StepPlan { epoch: self.holder.epoch, step: self.step, ended: Vec::new(), spans, traceparent: String::new() }
+        StepPlan {
+            epoch: self.holder.epoch,
+            step: self.step,
+            ended: Vec::new(),
+            spans,
+            traceparent: String::new(),
+        }
     }
 
     /// Sends a plan to every stage, and waits for every stage's report: the last one's evidence.

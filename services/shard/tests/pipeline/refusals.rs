@@ -127,8 +127,12 @@ async fn activations_are_held_to_the_epoch_and_the_plan() {
         Some(activations_request::Message::Frame(frame))
     };
     let row = 64 * 4;
-    let plan =
-        |epoch| StepPlan { epoch, step: 1, spans: vec![Talk::new(1, 2, off(1)).prompt()], ..StepPlan::default() };
+    let plan = |epoch| StepPlan {
+        epoch,
+        step: 1,
+        spans: vec![Talk::new(1, 2, off(1)).prompt()],
+        ..StepPlan::default()
+    };
 
     let (mut last, mut run) = last_stage(&pipeline, 1).await;
     let status = activations(&mut last, vec![open(2)]).await;
