@@ -119,6 +119,7 @@ impl Engine {
             sampling,
             stops: stops(stopping, max_tokens, defaults, &pipeline)?,
             priority: request.priority.unwrap_or(0),
+            bypass_cache: request.bypass_cache,
         })
     }
 

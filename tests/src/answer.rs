@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 pub type Client = InferenceClient<Channel>;
 
 /// A whole answer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Answer {
     /// The first message.
     pub started: Started,
@@ -23,8 +23,18 @@ pub struct Answer {
     pub ids: Vec<u32>,
     /// The joined deltas.
     pub text: String,
-    /// The last message.
+    /// The last message, without the count of cached tokens.
     pub finished: Finished,
+    /// Tokens of the prompt that were not computed.
+    pub cached_tokens: u32,
+}
+
+/// Whatever was cached.
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        let told = |it: &Self| (it.started.clone(), it.ids.clone(), it.text.clone(), it.finished.clone());
+        told(self) == told(other)
+    }
 }
 
 /// A greedy request over token ids that no end id stops.
@@ -97,7 +107,11 @@ pub async fn read_on(
                 ids.extend(delta.token_ids);
                 text.push_str(&delta.text);
             }
-            Some(Event::Finished(finished)) => return Ok(Answer { started, ids, text, finished }),
+            Some(Event::Finished(mut finished)) => {
+                let cached_tokens =
+                    finished.usage.as_mut().map_or(0, |it| std::mem::take(&mut it.cached_tokens));
+                return Ok(Answer { started, ids, text, finished, cached_tokens });
+            }
             other => return Err(Status::internal(format!("an answer goes on with deltas, not {other:?}"))),
         }
     }

@@ -82,6 +82,7 @@ impl Desk {
             priority: request.priority,
             arrived: Duration::ZERO,
             deadline: None,
+            bypass_cache: request.bypass_cache,
             evidence: crate::scheduler::EvidenceSpec { setting_id: sequence, top_k },
         })?;
         Ok((sequence, top_k))

@@ -6,7 +6,7 @@ use asterism_proto::PROTOCOL_VERSION;
 use asterism_proto::shard::v1::{Compute, DescribeResponse, DeviceKind, ModelSpec};
 
 use super::mismatch::Mismatch;
-use crate::scheduler::BLOCK_ROWS;
+use crate::scheduler::{BLOCK_ROWS, RowKinds};
 
 #[cfg(test)]
 mod tests;
@@ -52,6 +52,14 @@ impl Pipeline {
     /// Whether a stage is on a card, which waits for every plan.
     pub fn has_cards(&self) -> bool {
         self.members.iter().any(|member| member.description.device_kind() == DeviceKind::Cuda)
+    }
+
+    /// What a row's numbers depend on, beside the ids up to it.
+    pub fn row_kinds(&self) -> RowKinds {
+        RowKinds {
+            rope_base_length: self.model.rope_base_length,
+            have_classes: self.members.iter().any(|member| member.description.row_classes),
+        }
     }
 
     /// Checks that `members`, in any order, hold every layer of one model exactly once, and put them in order.

@@ -48,7 +48,7 @@ pub use writer::Stops;
 
 use crate::config::GatewayConfig;
 use crate::metrics::{Metrics, RequestRecord};
-use crate::scheduler::{Limits, Loads, QueueLimits, Scheduler};
+use crate::scheduler::{Limits, Loads, QueueLimits, RowKinds, Scheduler};
 use crate::text::ModelText;
 
 /// Callers that may wait for the driver's ear at once.
@@ -173,6 +173,7 @@ impl Driver {
             logits_slots: 0,
             steps_in_flight: 0,
             max_context: 0,
+            row_kinds: RowKinds::default(),
         };
         let metrics = Arc::clone(&settings.metrics);
         let desk = Desk {

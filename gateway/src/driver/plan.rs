@@ -11,10 +11,11 @@ pub fn plan(epoch: u64, step: Step, setting: impl Fn(SequenceId) -> Option<wire:
 }
 
 fn wire_span(span: Span, setting: impl Fn(SequenceId) -> Option<wire::Setting>) -> wire::Span {
-    let start = span.start.map(|start| wire::SequenceStart {
-        prompt_len: start.prompt_len,
-        setting: setting(span.sequence),
-        prior_ids: Vec::new(),
+    let start = span.start.map(|start| {
+        let setting = setting(span.sequence);
+        let prior_ids =
+            if setting.as_ref().is_some_and(has_penalties) { start.prior_ids } else { Vec::new() };
+        wire::SequenceStart { prompt_len: start.prompt_len, setting, prior_ids }
     });
     wire::Span {
         sequence: span.run,
@@ -27,4 +28,12 @@ fn wire_span(span: Span, setting: impl Fn(SequenceId) -> Option<wire::Setting>) 
         setting_id: span.setting_id,
         start,
     }
+}
+
+/// Whether ids before a row change it.
+fn has_penalties(setting: &wire::Setting) -> bool {
+    let is_on = |penalty| penalty != 0.0;
+    (is_on(setting.repetition_penalty) && setting.repetition_penalty != 1.0)
+        || is_on(setting.presence_penalty)
+        || is_on(setting.frequency_penalty)
 }

@@ -32,6 +32,8 @@ pub struct NewRequest {
     pub stops: Stops,
     /// Higher goes first.
     pub priority: i32,
+    /// Whether it shares no blocks with others.
+    pub bypass_cache: bool,
 }
 
 /// A request that waits or runs.
@@ -174,6 +176,7 @@ impl Requests {
         for span in step.spans.iter().filter(|span| span.start.is_some()) {
             if let Some(request) = self.by_sequence.get_mut(&span.sequence) {
                 request.record.planned(now);
+                request.writer.begins(span.first_position);
             }
         }
     }

@@ -106,6 +106,7 @@ impl Runner {
             logits_slots: capacity.logits_slots,
             steps_in_flight: capacity.steps_in_flight,
             max_context: self.desk.settings.max_context.unwrap_or(u32::MAX).min(capacity.positions),
+            row_kinds: pipeline.row_kinds(),
         };
         let numbers = Numbers::of(pipeline);
         if self.numbers.as_ref().is_some_and(|before| *before != numbers) {

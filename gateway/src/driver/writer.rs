@@ -24,6 +24,7 @@ pub struct Writer {
     decoder: Decoder,
     stops: Stops,
     usage: v1::Usage,
+    has_begun: bool,
 }
 
 /// What a token led to.
@@ -48,7 +49,14 @@ impl Writer {
     /// For an answer whose prompt `decoder` has seen.
     pub fn new(decoder: Decoder, stops: Stops, prompt_tokens: u32) -> Self {
         let usage = v1::Usage { prompt_tokens, completion_tokens: 0, cached_tokens: 0 };
-        Self { decoder, stops, usage }
+        Self { decoder, stops, usage, has_begun: false }
+    }
+
+    /// Its sequence begins, or begins again, with so many tokens cached.
+    pub fn begins(&mut self, cached_tokens: u32) {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            self.usage.cached_tokens = cached_tokens;
+        }
     }
 
     /// Takes the next token in. Nothing may follow once the answer has finished.
@@ -118,12 +126,14 @@ mod tests {
     #[test]
     fn the_last_of_max_tokens_finishes() {
         let mut writer = writer(&[], 2);
+        writer.begins(2);
+        writer.begins(1);
         assert_eq!(writer.token(7, None).finished, None);
         let written = writer.token(8, None);
         let finished = written.finished.unwrap();
         assert_eq!(written.delta.token_ids, [8]);
         assert_eq!(finished.reason(), v1::FinishReason::Length);
-        let usage = v1::Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 0 };
+        let usage = v1::Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 2 };
         assert_eq!(finished.usage, Some(usage));
     }
 

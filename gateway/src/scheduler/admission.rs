@@ -20,11 +20,13 @@ impl Scheduler {
         let mut rows: u64 = prefilling.map(|running| u64::from(running.rows_left())).sum();
         while rows < u64::from(self.limits.rows) && self.running.len() < self.limits.logits_slots as usize {
             let Some(next) = self.next_admitted() else { return };
-            rows += u64::from(next.len());
             let is_suspect = next.is_suspect();
             self.last_run += 1;
             self.runs.insert(self.last_run, next.id());
-            self.running.insert(next.id(), Running::new(self.last_run, next));
+            let mut running = Running::new(self.last_run, next);
+            running.find_prefix(&self.pool, &self.limits.row_kinds);
+            rows += u64::from(running.rows_left());
+            self.running.insert(running.admitted.id(), running);
             if is_suspect {
                 return; // It runs alone.
             }
@@ -36,23 +38,24 @@ impl Scheduler {
         if let Some(first) = self.replays.first() {
             let may = match first.is_suspect() {
                 true => self.running.is_empty() && self.in_flight.len() == 0,
-                false => self.has_room(first.room()),
+                false => self.has_room(first.room(), || self.held_prefix(&first.sequence, &first.drawn)),
             };
             return if may { self.replays.pop() } else { None };
         }
         let first = self.queue.first().filter(|_| self.admitting)?;
-        if !self.has_room(first.room(first.prompt.len() as u32)) {
+        if !self.has_room(first.room(first.prompt.len() as u32), || self.held_prefix(first, &[])) {
             return None;
         }
         let (turn, sequence) = self.queue.pop()?;
         Some(Admitted::new(turn, sequence))
     }
 
-    /// Whether so many blocks are free beyond those that others are promised.
-    fn has_room(&self, blocks: u32) -> bool {
+    /// Whether so many blocks are free beyond those that others are promised. `held` of them need not be, as others hold them.
+    fn has_room(&self, blocks: u32, held: impl Fn() -> u32) -> bool {
         let promised: u32 =
             self.running.values().map(|running| running.admitted.room() - running.held()).sum();
+        let free = self.pool.free().saturating_sub(promised);
         // What was submitted fits alone.
-        self.running.is_empty() || promised + blocks <= self.pool.free()
+        self.running.is_empty() || blocks <= free || (free > 0 && blocks - held() <= free)
     }
 }

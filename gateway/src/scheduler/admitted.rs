@@ -14,7 +14,7 @@ pub(super) struct Admitted {
     /// Its place among those that were admitted: the greatest is preempted first and replayed last.
     pub(super) turn: Turn,
     /// The tokens of its answer so far, all of them told to its reader.
-    drawn: Vec<u32>,
+    pub(super) drawn: Vec<u32>,
     /// The latest step of this epoch with rows of it; 0: none.
     pub(super) last_step: StepId,
     /// Epochs that ended under its rows since it last gained a token.

@@ -29,6 +29,17 @@ pub struct Limits {
     pub steps_in_flight: u32,
     /// The longest sequence, prompt and answer together, in tokens.
     pub max_context: u32,
+    /// How their rows differ.
+    pub row_kinds: RowKinds,
+}
+
+/// What a row's numbers depend on beside the ids up to it: rows that agree in all of it have the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowKinds {
+    /// Each doubling past this length of a sequence changes the rope of its rows; 0: nothing does.
+    pub rope_base_length: u32,
+    /// Whether rows of prompts and rows of answers have kernels of their own.
+    pub have_classes: bool,
 }
 
 /// How much may wait for admission.

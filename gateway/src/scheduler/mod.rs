@@ -11,8 +11,9 @@
 //! interrupts all that run in the same way.
 //!
 //! What holds at any time:
-//! - A block belongs to one run at most. It goes back by `Drop`; every plan names all ends since the plan before,
-//!   and ends apply first, so no plan can hand out a block that its stages still count as another's.
+//! - A block belongs to one run while its rows are planned, and may be shared by many afterwards; it is not written again.
+//! - A block goes back by `Drop`; every plan names all ends since the plan before, and ends apply first, so no plan can hand
+//!   out a block that its stages still count as another's.
 //! - A decoding sequence is in one step at most.
 //! - No step exceeds the stages' rows or evidence rows, no plan the raw rows that the last stage can keep.
 //! - Steps with rows in flight: at most one more than there are groups, never more than the stages queue; beside them
@@ -27,9 +28,11 @@ mod groups;
 mod limits;
 mod plan;
 mod preemption;
+mod prefix;
 mod queue;
 mod replays;
 mod running;
+mod sharing;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -44,7 +47,7 @@ use blocks::BlockPool;
 use deadlines::Deadlines;
 use groups::Groups;
 pub use groups::Pace;
-pub use limits::{BLOCK_ROWS, Limits, QueueLimits, Refusal};
+pub use limits::{BLOCK_ROWS, Limits, QueueLimits, Refusal, RowKinds};
 pub use queue::Flow;
 use queue::Queue;
 use replays::Replays;
@@ -83,6 +86,8 @@ pub struct NewSequence {
     pub arrived: Duration,
     /// When nobody wants its answer any more, by the same clock.
     pub deadline: Option<Duration>,
+    /// Whether it finds no blocks that others fed, and leaves none for others.
+    pub bypass_cache: bool,
     /// What is reported of its rows.
     pub evidence: EvidenceSpec,
 }
@@ -132,9 +137,9 @@ pub struct Loads {
     pub cached_blocks: u32,
     /// Sequences whose blocks were taken for others, ever.
     pub preemptions: u64,
-    /// Prompt tokens that were looked up in the prefix index, ever.
+    /// Tokens that were looked up in the prefix index, ever: whole prompts, in replays with the answer so far.
     pub prefix_queries: u64,
-    /// Prompt tokens that were found there, ever.
+    /// Tokens that were found there, ever.
     pub prefix_hits: u64,
 }
 
@@ -154,6 +159,9 @@ pub struct Scheduler {
     /// Runs that the stages know and that ended since the last plan.
     ended: Vec<RunId>,
     preemptions: u64,
+    /// Tokens looked up in the prefix index, and those found there.
+    prefix_queries: u64,
+    prefix_hits: u64,
     in_flight: InFlight,
     groups: Groups,
     /// Orders what became ready to decode.
@@ -175,6 +183,8 @@ impl Scheduler {
             pool: BlockPool::new(limits.blocks),
             ended: Vec::new(),
             preemptions: 0,
+            prefix_queries: 0,
+            prefix_hits: 0,
             in_flight: InFlight::default(),
             groups: Groups::new(&limits),
             clock: 0,
@@ -216,6 +226,7 @@ impl Scheduler {
     /// every change, but commit all tokens of a step's report first, so that they go on together.
     pub fn next_step(&mut self) -> Option<Step> {
         let plan = self.plan();
+        self.share(&plan);
         if plan.spans.is_empty() && (self.ended.is_empty() || self.in_flight.has_ends_only()) {
             return None;
         }
@@ -302,10 +313,10 @@ impl Scheduler {
             blocks: self.limits.blocks,
             steps_in_flight: self.in_flight.len(),
             groups: self.groups.count(),
-            cached_blocks: 0,
+            cached_blocks: self.pool.cached(),
             preemptions: self.preemptions,
-            prefix_queries: 0,
-            prefix_hits: 0,
+            prefix_queries: self.prefix_queries,
+            prefix_hits: self.prefix_hits,
         }
     }
 }

@@ -34,6 +34,7 @@ impl Scheduler {
         if self.in_flight.with_rows() >= self.groups.steps() {
             return Plan::default();
         }
+        self.find_prefixes();
         self.admit();
         loop {
             let preemptions = self.preemptions;

@@ -1,7 +1,5 @@
 //! One run of a sequence on the stages: from its first row to its end or its preemption.
 
-use std::sync::Arc;
-
 use super::admitted::Admitted;
 use super::blocks::{Block, BlockPool};
 use super::limits::BLOCK_ROWS;
@@ -15,11 +13,14 @@ pub(super) struct Running {
     pub(super) run: RunId,
     pub(super) state: State,
     /// Its block table.
-    blocks: Vec<Arc<Block>>,
-    /// Blocks that the stages were told of.
-    told: u32,
-    /// Positions 0 .. `fed` have been planned.
-    fed: u32,
+    pub(super) blocks: Vec<Block>,
+    /// Its first blocks, which are in the index of prefixes.
+    pub(super) shared: u32,
+    /// Blocks of its table that the stages know.
+    pub(super) told: u32,
+    /// Positions 0 .. `fed` have been planned, or were found in the index.
+    pub(super) fed: u32,
+    has_begun: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub(super) enum State {
 impl Running {
     pub(super) fn new(run: RunId, admitted: Admitted) -> Self {
         let state = State::Prefilling;
-        Self { admitted, run, state, blocks: Vec::new(), told: 0, fed: 0 }
+        Self { admitted, run, state, blocks: Vec::new(), shared: 0, told: 0, fed: 0, has_begun: false }
     }
 
     pub(super) fn is_prefilling(&self) -> bool {
@@ -44,7 +45,7 @@ impl Running {
 
     /// Whether the stages know it.
     pub(super) fn has_begun(&self) -> bool {
-        self.told > 0
+        self.has_begun
     }
 
     /// Known rows that are not planned.
@@ -80,7 +81,10 @@ impl Running {
         } else {
             0..0
         };
-        let start = (!self.has_begun()).then(|| Start { prompt_len: self.admitted.prompt_len() });
+        let start = (!std::mem::replace(&mut self.has_begun, true)).then(|| Start {
+            prompt_len: self.admitted.prompt_len(),
+            prior_ids: self.admitted.token_ids(0..first_position),
+        });
         self.admitted.last_step = step;
         let table_offset = self.told;
         self.told = self.held();

@@ -47,6 +47,8 @@ pub struct Span {
 pub struct Start {
     /// Of the original prompt, also in a replay: its rows past that are of the answer.
     pub prompt_len: u32,
+    /// The ids of the positions before its first row: a prefix that was cached.
+    pub prior_ids: Vec<u32>,
 }
 
 /// Steps that were sent and are not done.

@@ -1,6 +1,6 @@
 //! A shard that plays its part of the internal contract with the toy model, checks what it is told, and can be made to fail.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::kv::Kv;
 use crate::toy;
 
 pub const BLOCK_ROWS: u32 = 16;
@@ -56,6 +57,7 @@ pub struct Seen {
     pub starts: u32,
     pub drained: bool,
     pub live: BTreeMap<u64, Sequence>,
+    pub kv: Kv,
     pub violations: Vec<String>,
 }
 
@@ -197,6 +199,7 @@ impl Shard for Service {
             seen.joins += 1;
             seen.steps = 0;
             seen.live.clear();
+            seen.kv = Kv::default();
         });
         answer
     }
@@ -361,12 +364,19 @@ impl Service {
             kept.retain(|(other, _), _| *other != span.sequence);
             check(span.setting_id == sequence.setting.id, format!("setting {}", span.setting_id))?;
             let first = span.first_position as usize;
-            check(first == sequence.ids.len(), format!("position {first} after {}", sequence.ids.len()))?;
-            sequence.ids.extend(&span.token_ids);
             if !span.blocks.is_empty() {
                 sequence.blocks.truncate(span.table_offset as usize);
                 sequence.blocks.extend(&span.blocks);
             }
+            let cached = seen.kv.read(&sequence.blocks, first);
+            if let Some(start) = &span.start {
+                let none_wanted = start.prior_ids.is_empty() && !toy::has_penalties(&sequence.setting);
+                check(none_wanted || start.prior_ids == cached, format!("prior ids {:?}", start.prior_ids))?;
+                sequence.ids.clone_from(&cached);
+            }
+            check(first == sequence.ids.len(), format!("position {first} after {}", sequence.ids.len()))?;
+            check(sequence.ids == cached, "a block table with rows of others".to_owned())?;
+            sequence.ids.extend(&span.token_ids);
             let enough = sequence.blocks.len() * BLOCK_ROWS as usize >= sequence.ids.len();
             check(enough, format!("{} blocks for {} rows", sequence.blocks.len(), sequence.ids.len()))?;
             for position in &span.evidence_positions {
@@ -375,10 +385,9 @@ impl Service {
                 kept.insert((span.sequence, *position), row);
             }
         }
-        let used: Vec<u32> = seen.live.values().flat_map(|sequence| sequence.blocks.clone()).collect();
-        let distinct: BTreeSet<u32> = used.iter().copied().collect();
-        check(distinct.len() == used.len(), "a block in two sequences".to_owned())?;
-        check(distinct.iter().all(|block| *block < shard.kv_blocks), "an unknown block".to_owned())?;
+        let mut used = seen.live.values().flat_map(|sequence| &sequence.blocks);
+        check(used.all(|block| *block < shard.kv_blocks), "an unknown block".to_owned())?;
+        check(seen.kv.write(plan, &seen.live), "a block written for two sequences".to_owned())?;
         check(
             evidence.len() <= shard.max_evidence_rows as usize,
             format!("{} evidence rows", evidence.len()),

@@ -52,6 +52,11 @@ pub fn processed(ids: &[u32], prompt_len: usize, setting: &Setting) -> Vec<f32> 
     row
 }
 
+/// Whether a row depends on which ids came before, beside its raw logits.
+pub fn has_penalties(setting: &Setting) -> bool {
+    setting.repetition_penalty != 1.0 || setting.presence_penalty != 0.0 || setting.frequency_penalty != 0.0
+}
+
 /// What the last stage reports of one row.
 pub fn evidence(ids: &[u32], prompt_len: usize, setting: &Setting, span: &Span) -> Evidence {
     let (raw, row) = (raw(ids), processed(ids, prompt_len, setting));

@@ -50,6 +50,7 @@ pub fn describe(config: &ShardConfig, info: &StageInfo, logits_slots: usize) -> 
             DeviceName::Cuda(_) => DeviceKind::Cuda,
         }
         .into(),
+        row_classes: info.row_classes,
     }
 }
 

@@ -84,6 +84,7 @@ impl ChatRequest {
             stopping: Some(stopping(&mut fields)?),
             output: Some(v1::Output { logprobs: logprobs(&mut fields)? }),
             priority: None,
+            bypass_cache: fields.take("bypass_cache")?.unwrap_or(false),
         };
         Ok(Self { generate, form })
     }

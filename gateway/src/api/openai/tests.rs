@@ -29,6 +29,7 @@ fn every_served_field_arrives() {
         "logprobs": true,
         "top_logprobs": 3,
         "n": 1,
+        "bypass_cache": true,
         "stream": true,
         "stream_options": {"include_usage": true},
     }));
@@ -59,6 +60,7 @@ fn every_served_field_arrives() {
         }),
         output: Some(v1::Output { logprobs: Some(3) }),
         priority: None,
+        bypass_cache: true,
     };
     assert_eq!(request, ChatRequest { generate: expected, form: Form::Events { usage: true } });
 }

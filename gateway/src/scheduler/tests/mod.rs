@@ -1,8 +1,10 @@
 mod cancel;
 mod deadlines;
 mod groups;
+mod prefix;
 mod properties;
 mod shards;
+mod sharing;
 mod traces;
 
 use std::time::Duration;
@@ -18,6 +20,7 @@ fn limits() -> Limits {
         logits_slots: 8,
         steps_in_flight: 4,
         max_context: 128,
+        row_kinds: RowKinds::default(),
     }
 }
 
@@ -35,8 +38,15 @@ fn request(id: SequenceId, prompt: u32, max_tokens: u32) -> NewSequence {
         priority: 0,
         arrived: Duration::ZERO,
         deadline: None,
+        // Most tests are about other things, and all their prompts begin alike.
+        bypass_cache: true,
         evidence,
     }
+}
+
+/// A text of `len` tokens; all stories begin with the same two blocks.
+fn story(story: u32, len: u32) -> Vec<u32> {
+    (0..len).map(|position| if position < 2 * BLOCK_ROWS { position } else { position + story }).collect()
 }
 
 /// (sequence, first position, rows) of each span.
@@ -57,7 +67,7 @@ fn a_prompt_goes_in_chunks_and_then_a_row_a_step() {
     let steps = due(&mut scheduler);
     let [first, second] = &steps[..] else { panic!("two chunks, and nothing without evidence: {steps:?}") };
     assert_eq!((first.id, shape(first)), (1, vec![(7, 0, 20)]));
-    assert_eq!(first.spans[0].start, Some(Start { prompt_len: 30 }));
+    assert_eq!(first.spans[0].start, Some(Start { prompt_len: 30, prior_ids: vec![] }));
     assert_eq!((first.spans[0].table_offset, &first.spans[0].blocks[..]), (0, &[0, 1][..]));
     assert_eq!(first.spans[0].evidence, 0..0);
     assert_eq!((second.id, shape(second)), (2, vec![(7, 20, 10)]), "needs no evidence of the first");

@@ -14,6 +14,8 @@ enum Event {
         prompt: u32,
         max_tokens: u32,
         priority: i32,
+        /// Begins like others of the same story.
+        story: u32,
     },
     /// Plans go out until none is due.
     Send,
@@ -35,8 +37,8 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        6 => (1u32..90, 1u32..60, -1i32..2)
-            .prop_map(|(prompt, max_tokens, priority)| Event::Submit { prompt, max_tokens, priority }),
+        6 => (1u32..90, 1u32..60, -1i32..2, 0u32..4)
+            .prop_map(|(prompt, max_tokens, priority, story)| Event::Submit { prompt, max_tokens, priority, story }),
         12 => Just(Event::Send),
         12 => Just(Event::StepDone),
         3 => Just(Event::Early),
@@ -58,8 +60,22 @@ fn any_limits() -> impl Strategy<Value = Limits> {
             logits_slots,
             steps_in_flight: (if stages == 1 { 2 } else { stages + 2 } - fewer.min(stages)).max(1),
             max_context: 96,
+            row_kinds: RowKinds {
+                rope_base_length: if rows % 2 == 0 { 32 } else { 0 },
+                have_classes: blocks % 2 == 0,
+            },
         },
     )
+}
+
+/// A request that begins like others of its story; of story 0 are those that share nothing.
+fn in_story(id: SequenceId, story: u32, prompt: u32, max_tokens: u32) -> NewSequence {
+    NewSequence {
+        prompt: super::story(story, prompt).into(),
+        tenant: TenantId(story % 2),
+        bypass_cache: story == 0,
+        ..request(id, prompt, max_tokens)
+    }
 }
 
 /// The scheduler, the stages, and what their driver would know.
@@ -135,10 +151,11 @@ impl World {
 
     fn apply(&mut self, event: Event) {
         match event {
-            Event::Submit { prompt, max_tokens, priority } => {
+            Event::Submit { prompt, max_tokens, priority, story } => {
                 self.last += 1;
                 let fits = prompt + max_tokens <= 96.min(16 * self.limits.blocks);
-                match self.submit(NewSequence { priority, ..request(self.last, prompt, max_tokens) }) {
+                match self.submit(NewSequence { priority, ..in_story(self.last, story, prompt, max_tokens) })
+                {
                     Ok(()) => assert!(fits),
                     Err(Refusal::TooLong { .. }) => assert!(!fits),
                     Err(Refusal::QueueFull { waiting }) => assert_eq!(waiting, 6),

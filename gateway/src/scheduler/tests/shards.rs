@@ -14,10 +14,37 @@ pub struct Shards {
     in_flight: VecDeque<Step>,
     /// Prompt and answer so far of every sequence, as their readers know them.
     known: BTreeMap<SequenceId, Vec<u32>>,
+    tenants: BTreeMap<SequenceId, TenantId>,
+    /// What the rows of each block hold.
+    rows: BTreeMap<u32, Vec<Row>>,
+}
+
+/// All that a row's numbers depend on: whose it is, and the id, the rope and the class of each row up to it.
+pub type Row = (TenantId, Vec<(u32, u64, bool)>);
+
+const ROWS: usize = BLOCK_ROWS as usize;
+
+fn row(fed: &Fed, position: usize, kinds: &RowKinds) -> Row {
+    row_of(fed.tenant, &fed.ids, position, fed.prompt_len, kinds)
+}
+
+/// The row at `position` of a sequence.
+pub fn row_of(tenant: TenantId, ids: &[u32], position: usize, prompt_len: u32, kinds: &RowKinds) -> Row {
+    let of = |position: usize| {
+        let length = f64::from(prompt_len.max(position as u32 + 1));
+        let alpha = match kinds.rope_base_length {
+            0 => 1.0,
+            // The formula of the model.
+            base => (((length / f64::from(base)).log2() + 1.0).ceil().exp2() - 1.0).max(1.0),
+        };
+        (ids[position], alpha as u64, kinds.have_classes && (position as u32) < prompt_len)
+    };
+    (tenant, (0..=position).map(of).collect())
 }
 
 struct Fed {
     sequence: SequenceId,
+    tenant: TenantId,
     prompt_len: u32,
     ids: Vec<u32>,
     blocks: Vec<u32>,
@@ -47,6 +74,8 @@ impl Shards {
             ended: BTreeSet::new(),
             in_flight: VecDeque::new(),
             known: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+            rows: BTreeMap::new(),
         }
     }
 
@@ -58,6 +87,7 @@ impl Shards {
     /// A sequence was taken by the scheduler.
     pub fn expect(&mut self, sequence: &NewSequence) {
         self.known.insert(sequence.id, sequence.prompt.to_vec());
+        self.tenants.insert(sequence.id, sequence.tenant);
     }
 
     /// A reader got a token.
@@ -90,8 +120,8 @@ impl Shards {
 
     /// The epoch is over: all is forgotten but what readers know.
     pub fn forget(&mut self, limits: Limits) {
-        let known = std::mem::take(&mut self.known);
-        *self = Self { known, ..Self::new(limits) };
+        let (known, tenants) = (std::mem::take(&mut self.known), std::mem::take(&mut self.tenants));
+        *self = Self { known, tenants, ..Self::new(limits) };
     }
 
     /// A plan arrives; the sequences whose runs it ends.
@@ -114,9 +144,7 @@ impl Shards {
             assert!(seen.insert(span.sequence), "one span a sequence");
             self.take_span(span);
         }
-        let blocks: Vec<u32> = self.runs.values().flat_map(|fed| fed.blocks.clone()).collect();
-        assert_eq!(blocks.iter().collect::<BTreeSet<_>>().len(), blocks.len(), "no block has two owners");
-        assert!(blocks.iter().all(|block| *block < self.limits.blocks), "only blocks that there are");
+        self.check_blocks(&step);
         let slots = self.runs.values().filter(|fed| fed.evidence_is_due).count();
         assert!(slots <= self.limits.logits_slots as usize, "{slots} raw rows");
         self.in_flight.push_back(step);
@@ -130,8 +158,9 @@ impl Shards {
             assert!(!self.ended.contains(&span.run), "names of runs are never used again");
             let fed = Fed {
                 sequence: span.sequence,
+                tenant: self.tenants[&span.sequence],
                 prompt_len: start.prompt_len,
-                ids: Vec::new(),
+                ids: start.prior_ids.clone(),
                 blocks: Vec::new(),
                 evidence_is_due: false,
             };
@@ -144,7 +173,8 @@ impl Shards {
         fed.ids.extend(&span.token_ids);
         assert_eq!(fed.ids[..], known[..fed.ids.len()], "what its reader knows is fed");
         assert!(fed.prompt_len as usize <= known.len(), "the prompt stays the original");
-        assert_eq!(span.table_offset as usize, fed.blocks.len(), "the table grows at its end");
+        assert!(span.table_offset as usize <= fed.blocks.len(), "the table has no gap");
+        fed.blocks.truncate(span.table_offset as usize);
         fed.blocks.extend(&span.blocks);
         let needed = fed.ids.len().div_ceil(BLOCK_ROWS as usize);
         assert_eq!(fed.blocks.len(), needed, "blocks are taken as positions are fed");
@@ -155,6 +185,37 @@ impl Shards {
         let elsewhere = self.in_flight.iter().flat_map(|step| &step.spans);
         let mut with_evidence = elsewhere.filter(|other| !other.evidence.is_empty());
         assert!(!with_evidence.any(|other| other.run == span.run), "a decoding sequence is in one step");
+    }
+
+    /// What a step reads was written by steps before it, and nothing of it is written by the step.
+    fn check_blocks(&mut self, step: &Step) {
+        self.check_rows(step, |span| 0..span.first_position as usize);
+        let mut written = BTreeSet::new();
+        for span in &step.spans {
+            let fed = &self.runs[&span.run];
+            let first = span.first_position as usize;
+            for index in first / ROWS..fed.blocks.len() {
+                let block = fed.blocks[index];
+                assert!(block < self.limits.blocks, "only blocks that there are");
+                assert!(written.insert(block), "written for one sequence at a time");
+                let rows = self.rows.entry(block).or_default();
+                rows.truncate(first.saturating_sub(index * ROWS));
+                let positions = index * ROWS + rows.len()..fed.ids.len().min((index + 1) * ROWS);
+                rows.extend(positions.map(|position| row(fed, position, &self.limits.row_kinds)));
+            }
+        }
+        self.check_rows(step, |span| 0..span.first_position as usize + span.token_ids.len());
+    }
+
+    fn check_rows(&self, step: &Step, positions: impl Fn(&Span) -> std::ops::Range<usize>) {
+        for span in &step.spans {
+            let fed = &self.runs[&span.run];
+            for position in positions(span) {
+                let found =
+                    self.rows.get(&fed.blocks[position / ROWS]).and_then(|rows| rows.get(position % ROWS));
+                assert_eq!(found, Some(&row(fed, position, &self.limits.row_kinds)), "a row that is read");
+            }
+        }
     }
 
     fn check_in_flight(&self, groups: u32) {

@@ -66,6 +66,7 @@ async fn answer(client: &mut InferenceClient<Channel>) -> Result<Duration, Box<d
         prompt: Some(Prompt::TokenIds(TokenIds { ids: (100..164).collect() })),
         sampling: Some(Sampling { do_sample: Some(false), ..Sampling::default() }),
         stopping: Some(Stopping { max_tokens: Some(ANSWER), ignore_eos: true, ..Stopping::default() }),
+        bypass_cache: true,
         ..GenerateRequest::default()
     };
     let mut stream = client.generate(request).await?.into_inner();

@@ -137,6 +137,7 @@ impl StreamPlan {
                 ..Sampling::default()
             }),
             stopping: Some(Stopping { max_tokens, ignore_eos: true, ..Stopping::default() }),
+            bypass_cache: true,
             ..GenerateRequest::default()
         }
     }

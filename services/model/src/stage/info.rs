@@ -41,6 +41,9 @@ pub struct StageInfo {
     pub checkpoint_id: String,
     /// The device in words; of a card also whether a row's numbers depend on that row alone.
     pub device: String,
+    /// Whether rows of prompts and rows of answers have numbers of their own, and each always the same: on a card that is
+    /// deterministic.
+    pub row_classes: bool,
     /// The instruction path, where several give different bits.
     pub path: String,
     /// Blocks in the KV pool, of [`asterism_tensor::BLOCK_ROWS`] rows each.

@@ -99,6 +99,7 @@ impl Stage {
             compute: options.compute,
             checkpoint_id,
             device: described(&device),
+            row_classes: device.matmul_plans().is_some_and(|plans| plans.are_deterministic()),
             path: device.path(options.compute),
             kv_blocks,
             max_rows: options.max_rows,

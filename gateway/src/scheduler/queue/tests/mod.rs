@@ -20,6 +20,7 @@ fn sequence(id: SequenceId, tenant: u32, prompt: u32, max_tokens: u32) -> NewSeq
         priority: 0,
         arrived: Duration::ZERO,
         deadline: None,
+        bypass_cache: false,
         evidence: EvidenceSpec { setting_id: 0, top_k: 1 },
     }
 }

@@ -15,6 +15,7 @@ fn info(max_rows: usize, evidence_rows: usize, end: usize) -> StageInfo {
         compute: Compute::F32,
         checkpoint_id: String::new(),
         device: String::new(),
+        row_classes: false,
         path: String::new(),
         kv_blocks: 1024,
         max_rows,
