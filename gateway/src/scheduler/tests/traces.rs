@@ -1,8 +1,8 @@
 //! Text traces: a script of what happens, and under each line the plans that the scheduler makes of it.
 //!
 //! Lines that begin with `>` are the script, all others are what it leads to; a test plays the script and compares the whole
-//! text. In a plan, `a 0..16` are rows of sequence a at these positions, `+2` says that it takes two blocks with them, `?` that
-//! evidence of the last row is wanted, and `end a` that a run of it is over for the stages. Steps of decode rows that only go on
+//! text. In a plan, `a 0..16` are rows of sequence a at these positions, `+2` says that two blocks of its table are told with them,
+//! `?` that evidence of the last row is wanted, and `end a` that a run of it is over for the stages. Steps of decode rows that only go on
 //! from the one before stand in its line.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -105,9 +105,12 @@ impl Player {
                 self.limits.blocks = blocks.parse().unwrap();
                 self.scheduler = Scheduler::new(self.limits, QueueLimits { requests: 9, tokens: 1000 });
             }
-            ["submit", name, sizes] => self.submit(name, sizes, 0),
+            ["submit", name, sizes] => self.submit(name, sizes, |_| {}),
             ["submit", name, sizes, "priority", priority] => {
-                self.submit(name, sizes, priority.parse().unwrap());
+                self.submit(name, sizes, |sequence| sequence.priority = priority.parse().unwrap());
+            }
+            ["submit", name, sizes, "cached"] => {
+                self.submit(name, sizes, |sequence| sequence.bypass_cache = false);
             }
             ["run"] => self.run(1),
             ["run", steps] => self.run(steps.parse().unwrap()),
@@ -129,11 +132,12 @@ impl Player {
         }
     }
 
-    fn submit(&mut self, name: &str, sizes: &str, priority: i32) {
+    fn submit(&mut self, name: &str, sizes: &str, change: impl FnOnce(&mut NewSequence)) {
         let (prompt, max_tokens) = sizes.split_once('+').unwrap();
         let id = u64::from(name.as_bytes()[0]);
-        let request = request(id, prompt.parse().unwrap(), max_tokens.parse().unwrap());
-        if let Err(refusal) = self.scheduler.submit(NewSequence { priority, ..request }) {
+        let mut request = request(id, prompt.parse().unwrap(), max_tokens.parse().unwrap());
+        change(&mut request);
+        if let Err(refusal) = self.scheduler.submit(request) {
             writeln!(self.text, "  refused: {refusal}").unwrap();
         }
     }
@@ -184,6 +188,11 @@ impl Player {
             write!(self.text, "{line}").unwrap();
         }
     }
+}
+
+#[test]
+fn what_begins_alike_is_computed_once() {
+    check(include_str!("traces/prefix.txt"));
 }
 
 #[test]
