@@ -1,9 +1,9 @@
 //! Text traces: a script of what happens, and under each line the plans that the scheduler makes of it.
 //!
 //! Lines that begin with `>` are the script, all others are what it leads to; a test plays the script and compares the whole
-//! text. In a plan, `a 0..16` are rows of sequence a at these positions, `+2` says that two blocks of its table are told with them,
-//! `?` that evidence of the last row is wanted, and `end a` that a run of it is over for the stages. Steps of decode rows that only go on
-//! from the one before stand in its line.
+//! text. In a plan, `a 0..16` are rows of sequence a at these positions, `+2` says that two blocks of its table are told with
+//! them, `?` that evidence of the last row is wanted, and `end a` that a run of it is over for the stages. Steps of decode rows
+//! that only go on from the one before stand in its line.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
