@@ -8,6 +8,8 @@ use asterism_process::channel::{self, Traffic};
 use asterism_process::config::{Settings, duration};
 use asterism_process::listen::loopback;
 
+use crate::tenants::{TenantWeight, Tenants};
+
 /// Where the public gRPC service listens unless told otherwise.
 pub const GRPC_PORT: u16 = 7050;
 /// Where the OpenAI dialect listens unless told otherwise.
@@ -43,6 +45,10 @@ pub struct GatewayConfig {
     /// How many tokens, prompts and answers together, may wait for room.
     #[arg(long, env = "ASTERISM_QUEUE_TOKENS", default_value_t = 4 << 20, value_name = "TOKENS")]
     pub queue_tokens: u64,
+    /// Who shares the gateway, as name=weight: of two tenants that both have requests waiting, one of twice the weight is
+    /// served twice the tokens. Requests that name none are those of the tenant "default".
+    #[arg(long, env = "ASTERISM_TENANTS", value_delimiter = ',', value_name = "NAME=WEIGHT,…")]
+    pub tenants: Vec<TenantWeight>,
     /// Take the pipeline from another gateway that holds it.
     #[arg(long, env = "ASTERISM_TAKE_OVER")]
     pub take_over: bool,
@@ -79,6 +85,7 @@ impl GatewayConfig {
             max_context: None,
             queue_requests: 1024,
             queue_tokens: 4 << 20,
+            tenants: Vec::new(),
             take_over: false,
             beat_limit: Duration::from_secs(5),
             grace: Duration::from_secs(30),
@@ -112,6 +119,7 @@ impl Settings for GatewayConfig {
         if self.queue_requests == 0 {
             mistakes.push("queue_requests: 0 would refuse every request".to_owned());
         }
+        mistakes.extend(Tenants::mistakes(&self.tenants));
         if self.beat_limit.is_zero() {
             mistakes.push("beat_limit: 0s would end every epoch".to_owned());
         }
@@ -139,7 +147,7 @@ mod tests {
         let flags = ["gateway", "--model", model, "--shards", "a:1,b:2"];
         let config = Command::parse_from(flags).gateway.load_over(|_| None).unwrap();
         assert_eq!(config, GatewayConfig::new(model, ["a:1".to_owned(), "b:2".to_owned()]));
-        assert!(keys::<GatewayConfig>().len() <= 12);
+        assert!(keys::<GatewayConfig>().len() <= 13);
     }
 
     #[test]

@@ -2,21 +2,24 @@
 
 use std::sync::Arc;
 
-use asterism_process::trace::TraceContext;
 use asterism_proto::v1::generate_request::Prompt as WirePrompt;
 use asterism_proto::v1::tokenize_request::Input;
 use asterism_proto::{Failure, Reason, v1};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
+use crate::caller::Caller;
 use crate::driver::{AnswerStream, Driver, NewRequest, PipelineInfo, PipelineState, Stops};
 use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::Sampling;
 use crate::scheduler::Loads;
+use crate::tenants::Tenants;
 use crate::text::{ChatMessage, Decoder, GenerationDefaults, ModelText, Prompt, StopStrings};
 
 /// The longest id that a caller may give a request, in bytes.
 const LONGEST_REQUEST_ID: usize = 256;
+/// What a request's priority may be: high enough ones would let others wait for ever.
+const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 /// The most end ids of a request.
 const MOST_STOP_IDS: usize = 1024;
 
@@ -26,6 +29,7 @@ pub struct Engine {
     name: String,
     text: Arc<ModelText>,
     driver: Driver,
+    tenants: Tenants,
 }
 
 /// Where an answer ends if its request does not say.
@@ -38,9 +42,9 @@ pub enum OpenEnd {
 }
 
 impl Engine {
-    /// For a model under a name.
-    pub fn new(name: String, text: Arc<ModelText>, driver: Driver) -> Self {
-        Self { name, text, driver }
+    /// For a model under a name, shared by tenants.
+    pub fn new(name: String, text: Arc<ModelText>, driver: Driver, tenants: Tenants) -> Self {
+        Self { name, text, driver, tenants }
     }
 
     /// Whether requests are taken now.
@@ -75,10 +79,10 @@ impl Engine {
         &self,
         request: v1::GenerateRequest,
         open_end: OpenEnd,
-        caller: TraceContext,
+        caller: Caller,
     ) -> Result<AnswerStream, Failure> {
-        let mut record = RequestRecord::arrived(self.driver.metrics(), &caller);
-        match self.check(request, open_end).await {
+        let mut record = RequestRecord::arrived(self.driver.metrics(), &caller.trace);
+        match self.check(request, open_end, &caller).await {
             Ok(request) => self.driver.submit(request, record).await,
             Err(failure) => {
                 record.failed(&failure);
@@ -88,8 +92,16 @@ impl Engine {
     }
 
     /// A request as the driver takes it.
-    async fn check(&self, request: v1::GenerateRequest, open_end: OpenEnd) -> Result<NewRequest, Failure> {
+    async fn check(
+        &self,
+        request: v1::GenerateRequest,
+        open_end: OpenEnd,
+        caller: &Caller,
+    ) -> Result<NewRequest, Failure> {
         self.check_model(&request.model)?;
+        let tenant = self.tenants.find(caller.tenant.as_deref())?;
+        let priority = priority(request.priority)?;
+        let deadline = caller.deadline(request.timeout)?;
         let id = request_id(request.request_id)?;
         let pipeline = self.driver.pipeline()?;
         let (sampling, output) = (request.sampling.unwrap_or_default(), request.output.unwrap_or_default());
@@ -118,7 +130,9 @@ impl Engine {
             decoder,
             sampling,
             stops: stops(stopping, max_tokens, defaults, &pipeline)?,
-            priority: request.priority.unwrap_or(0),
+            tenant,
+            priority,
+            deadline,
             bypass_cache: request.bypass_cache,
         })
     }
@@ -223,6 +237,15 @@ fn request_id(given: String) -> Result<String, Failure> {
             Err(Failure::invalid("request_id", message))
         }
     }
+}
+
+fn priority(given: Option<i32>) -> Result<i32, Failure> {
+    let priority = given.unwrap_or(0);
+    if PRIORITIES.contains(&priority) {
+        return Ok(priority);
+    }
+    let (least, most) = (PRIORITIES.start(), PRIORITIES.end());
+    Err(Failure::invalid("priority", format!("priority {priority} is not from {least} to {most}")))
 }
 
 /// 64 random bits: those that are fixed in one half of a version 4 UUID are random in the other.

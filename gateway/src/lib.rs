@@ -5,6 +5,7 @@
 //! drawn from evidence by the [`sampler`]. Shards hold no policy; whatever is decided is decided here.
 
 pub mod api;
+pub mod caller;
 pub mod config;
 pub mod driver;
 pub mod engine;
@@ -13,6 +14,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod service;
 pub mod speculation;
+pub mod tenants;
 pub mod text;
 
 pub use config::GatewayConfig;

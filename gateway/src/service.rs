@@ -18,6 +18,7 @@ use crate::api;
 use crate::config::GatewayConfig;
 use crate::driver::{Driver, DriverError, DriverSettings, EvidenceSink, PipelineState};
 use crate::engine::Engine;
+use crate::tenants::Tenants;
 use crate::text::{ModelText, TextError, TextOptions};
 
 /// The services that answer health checks by name.
@@ -138,7 +139,7 @@ impl Gateway {
         let settings = DriverSettings { sink, ..DriverSettings::of(&config) };
         let (driver, driving) = Driver::start(settings, Arc::clone(&text), shutdown.clone())?;
         let state = driver.state();
-        let engine = Arc::new(Engine::new(config.name(), text, driver));
+        let engine = Arc::new(Engine::new(config.name(), text, driver, Tenants::new(&config.tenants)));
         let doors = Doors::open(listeners, engine, state.clone()).await?;
         let task = tokio::spawn(supervise(doors, driving, shutdown.clone()));
         let _shutdown_on_drop = shutdown.clone().drop_guard();

@@ -3,13 +3,13 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use asterism_process::trace::TraceContext;
 use asterism_proto::v1;
 use asterism_proto::v1::inference_server::{Inference, InferenceServer};
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use super::MAX_REQUEST_BYTES;
+use crate::caller::Caller;
 use crate::engine::{Engine, OpenEnd};
 
 /// The service on an engine.
@@ -29,8 +29,7 @@ impl Inference for Door {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let header = |name: &str| request.metadata().get(name)?.to_str().ok();
-        let caller = TraceContext::of_headers(header("traceparent"), header("tracestate"));
+        let caller = Caller::of_headers(request.metadata().as_ref());
         let answer = self.engine.generate(request.into_inner(), OpenEnd::Model, caller).await?;
         let responses = answer.map(|event| match event {
             Ok(event) => Ok(v1::GenerateResponse { event: Some(event) }),

@@ -1,16 +1,17 @@
 //! What outlives an epoch: the requests, the planner with its queue, and what callers are told meanwhile.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use asterism_proto::{Failure, Reason};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::AnswerStream;
+use super::drain::DrainMeter;
 use super::requests::{NewRequest, Requests};
 use super::{DriverSettings, PipelineState};
 use crate::metrics::RequestRecord;
-use crate::scheduler::{Limits, Loads, NewSequence, Scheduler, SequenceId, TenantId};
+use crate::scheduler::{Limits, Loads, NewSequence, Refusal, Scheduler, SequenceId};
 
 /// What callers ask of the driver.
 pub enum Command {
@@ -30,6 +31,10 @@ pub struct Desk {
     pub requests: Requests,
     /// Plans the steps; its queue survives epochs.
     pub scheduler: Scheduler,
+    /// How fast that empties.
+    pub drain: DrainMeter,
+    /// When time began, for both.
+    pub began: Instant,
     /// What the pipeline is doing.
     pub state: watch::Sender<PipelineState>,
     /// From callers.
@@ -74,18 +79,50 @@ impl Desk {
         }
         let sequence = self.requests.next_sequence();
         let top_k = request.sampling.evidence_k(vocab);
-        self.scheduler.submit(NewSequence {
+        let submitted = self.scheduler.submit(NewSequence {
             id: sequence,
             prompt: request.prompt.clone(),
             max_tokens: request.stops.max_tokens,
-            tenant: TenantId::default(),
+            tenant: request.tenant,
             priority: request.priority,
-            arrived: Duration::ZERO,
-            deadline: None,
+            arrived: self.began.elapsed(),
+            deadline: request.deadline.map(|deadline| deadline.saturating_duration_since(self.began)),
             bypass_cache: request.bypass_cache,
             evidence: crate::scheduler::EvidenceSpec { setting_id: sequence, top_k },
-        })?;
+        });
+        submitted.map_err(|refusal| self.refused(refusal))?;
         Ok((sequence, top_k))
+    }
+
+    fn refused(&mut self, refusal: Refusal) -> Failure {
+        self.observe_queue();
+        let retry_after = self.drain.retry_after(&refusal);
+        let failure = Failure::from(refusal);
+        Failure { retry_after: retry_after.or(failure.retry_after), ..failure }
+    }
+
+    fn observe_queue(&mut self) {
+        self.drain.observe(self.began.elapsed(), self.scheduler.flow());
+    }
+
+    /// Returns once the first deadline of all has come; never if there is none.
+    pub fn deadline(&self) -> impl Future<Output = ()> + use<> {
+        let deadline = self.scheduler.next_deadline().and_then(|deadline| self.began.checked_add(deadline));
+        async move {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Fails those whose deadline has come.
+    pub fn expire(&mut self) {
+        for sequence in self.scheduler.expire(self.began.elapsed()) {
+            let failure =
+                Failure::new(Reason::DeadlineExceeded, "the deadline passed before the answer's end");
+            self.requests.fail(sequence, failure);
+        }
     }
 
     fn abort(&mut self, id: &str) -> bool {
@@ -103,6 +140,7 @@ impl Desk {
 
     /// Hands readers what was written for them.
     pub fn flush(&mut self) {
+        self.observe_queue();
         let unread = self.requests.flush();
         self.drop_unread(unread);
     }

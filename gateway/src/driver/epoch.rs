@@ -94,6 +94,7 @@ impl<'d> Epoch<'d> {
             if let Some(end) = self.finished().await {
                 return end;
             }
+            let deadline = self.desk.deadline();
             let going_on = tokio::select! {
                 (stage, event) = self.joined.streams.next() => self.on_event(stage, event),
                 Some(fetched) = self.fetches.next() => self.on_row(fetched),
@@ -103,6 +104,10 @@ impl<'d> Epoch<'d> {
                 }
                 () = cancelled.wait() => {
                     self.desk.drop_cancelled();
+                    Ok(())
+                }
+                () = deadline => {
+                    self.desk.expire();
                     Ok(())
                 }
                 _ = checks.tick() => {

@@ -9,6 +9,7 @@ mod backoff;
 mod beats;
 mod cancel;
 mod desk;
+mod drain;
 mod end;
 mod epoch;
 mod fetch;
@@ -24,8 +25,9 @@ mod streams;
 mod writer;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use asterism_process::channel::AddressError;
 use asterism_process::reactor::Reactor;
@@ -38,6 +40,7 @@ use uuid::Uuid;
 
 pub use answer::{AnswerStream, BYTE_LIMIT};
 use desk::{Command, Desk};
+use drain::DrainMeter;
 use join::Shards;
 pub use membership::{Capacity, Member, Pipeline};
 pub use mismatch::Mismatch;
@@ -49,6 +52,7 @@ pub use writer::Stops;
 use crate::config::GatewayConfig;
 use crate::metrics::{Metrics, RequestRecord};
 use crate::scheduler::{Limits, Loads, QueueLimits, RowKinds, Scheduler};
+use crate::tenants::Tenants;
 use crate::text::ModelText;
 
 /// Callers that may wait for the driver's ear at once.
@@ -73,6 +77,8 @@ pub struct DriverSettings {
     pub max_context: Option<u32>,
     /// What may wait.
     pub queue: QueueLimits,
+    /// The tenants' weights, by [`TenantId`](crate::scheduler::TenantId).
+    pub weights: Vec<NonZeroU32>,
     /// How long a stage may work without finishing a layer.
     pub beat_limit: Duration,
     /// How long running answers may take to end at shutdown.
@@ -178,7 +184,9 @@ impl Driver {
         let metrics = Arc::clone(&settings.metrics);
         let desk = Desk {
             requests: Requests::new(text, Arc::clone(&metrics)),
-            scheduler: Scheduler::new(nothing, settings.queue),
+            scheduler: Scheduler::new(nothing, settings.queue).weighted(settings.weights.clone()),
+            drain: DrainMeter::default(),
+            began: Instant::now(),
             settings,
             state: sender,
             commands: receiver,
@@ -250,6 +258,7 @@ impl DriverSettings {
             take_over: config.take_over,
             max_context: config.max_context,
             queue: QueueLimits { requests: config.queue_requests, tokens: config.queue_tokens },
+            weights: Tenants::new(&config.tenants).weights(),
             beat_limit: config.beat_limit,
             grace: config.grace,
             sink: None,

@@ -12,7 +12,7 @@ use super::cancel::Cancelled;
 use super::writer::{Stops, Writer};
 use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::{Sampling, Token};
-use crate::scheduler::{SequenceId, Step};
+use crate::scheduler::{SequenceId, Step, TenantId};
 use crate::text::{Decoder, ModelText};
 
 /// A checked request.
@@ -30,8 +30,12 @@ pub struct NewRequest {
     pub sampling: Sampling,
     /// Where its answer ends.
     pub stops: Stops,
-    /// Higher goes first.
+    /// On whose account it runs.
+    pub tenant: TenantId,
+    /// Higher goes first among one tenant's.
     pub priority: i32,
+    /// When its answer is not wanted any more.
+    pub deadline: Option<Instant>,
     /// Whether it shares no blocks with others.
     pub bypass_cache: bool,
 }

@@ -168,11 +168,13 @@ async fn serve_until<T>(desk: &mut Desk, done: impl Future<Output = T>) -> Optio
     let cancelled = desk.requests.cancelled().clone();
     let shutdown = desk.shutdown.clone();
     loop {
+        let deadline = desk.deadline();
         tokio::select! {
             result = &mut done => return Some(result),
             () = shutdown.cancelled() => return None,
             Some(command) = desk.commands.recv() => desk.answer(command),
             () = cancelled.wait() => desk.drop_cancelled(),
+            () = deadline => desk.expire(),
         }
     }
 }

@@ -15,5 +15,6 @@ mod prefix;
 mod sampling;
 mod sandbox;
 mod shard;
+mod tenants;
 mod toy;
 mod traces;

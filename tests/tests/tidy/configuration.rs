@@ -9,7 +9,7 @@ use super::source;
 /// More than this is a sign that something should be computed instead.
 const MOST_KEYS: usize = 16;
 
-const GATEWAY: [&str; 12] = [
+const GATEWAY: [&str; 13] = [
     "listen",
     "http_listen",
     "model",
@@ -19,6 +19,7 @@ const GATEWAY: [&str; 12] = [
     "max_context",
     "queue_requests",
     "queue_tokens",
+    "tenants",
     "take_over",
     "beat_limit",
     "grace",

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use asterism_process::metrics::exposition;
-use asterism_process::trace::TraceContext;
 use asterism_proto::v1::generate_response::Event as Answered;
 use asterism_proto::{Failure, Reason, v1};
 use axum::Router;
@@ -29,6 +28,7 @@ use self::answer::Heading;
 use self::error::HttpFailure;
 use self::request::{ChatRequest, Form};
 use crate::api::MAX_REQUEST_BYTES;
+use crate::caller::Caller;
 use crate::driver::AnswerStream;
 use crate::engine::{Engine, OpenEnd};
 
@@ -77,10 +77,9 @@ async fn chat_completions(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, HttpFailure> {
+    let caller = Caller::of_headers(&headers);
     let body = body.map_err(|rejection| Failure::invalid("body", rejection.body_text()))?;
     let ChatRequest { generate, form } = ChatRequest::parse(&body)?;
-    let header = |name: &str| headers.get(name)?.to_str().ok();
-    let caller = TraceContext::of_headers(header("traceparent"), header("tracestate"));
     let answer = engine.generate(generate, OpenEnd::Context, caller).await?;
     let created = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
     let heading = Heading::new(answer.started(), created);

@@ -1,6 +1,7 @@
 //! A chat completion request of the OpenAI dialect as the gateway's own request: translation only.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use asterism_proto::{Failure, v1};
 use serde_json::Value;
@@ -83,7 +84,8 @@ impl ChatRequest {
             sampling: Some(sampling(&mut fields)?),
             stopping: Some(stopping(&mut fields)?),
             output: Some(v1::Output { logprobs: logprobs(&mut fields)? }),
-            priority: None,
+            priority: fields.take("priority")?,
+            timeout: timeout(&mut fields)?,
             bypass_cache: fields.take("bypass_cache")?.unwrap_or(false),
         };
         Ok(Self { generate, form })
@@ -157,6 +159,18 @@ fn text_part(value: Value, path: &str) -> Result<String, Failure> {
     }
     let text = fields.take("text")?;
     text.ok_or_else(|| Failure::invalid(fields.path_of("text"), "text is missing"))
+}
+
+/// In seconds.
+fn timeout(fields: &mut Fields) -> Result<Option<prost_types::Duration>, Failure> {
+    let Some(seconds) = fields.take::<f64>("timeout")? else { return Ok(None) };
+    let timeout = Duration::try_from_secs_f64(seconds)
+        .ok()
+        .and_then(|timeout| prost_types::Duration::try_from(timeout).ok())
+        .ok_or_else(|| {
+            Failure::invalid("timeout", format!("timeout is {seconds}, not a number of seconds"))
+        })?;
+    Ok(Some(timeout))
 }
 
 fn sampling(fields: &mut Fields) -> Result<v1::Sampling, Failure> {

@@ -29,6 +29,8 @@ fn every_served_field_arrives() {
         "logprobs": true,
         "top_logprobs": 3,
         "n": 1,
+        "priority": -3,
+        "timeout": 2.5,
         "bypass_cache": true,
         "stream": true,
         "stream_options": {"include_usage": true},
@@ -59,7 +61,8 @@ fn every_served_field_arrives() {
             ignore_eos: true,
         }),
         output: Some(v1::Output { logprobs: Some(3) }),
-        priority: None,
+        priority: Some(-3),
+        timeout: Some(prost_types::Duration { seconds: 2, nanos: 500_000_000 }),
         bypass_cache: true,
     };
     assert_eq!(request, ChatRequest { generate: expected, form: Form::Events { usage: true } });
