@@ -47,15 +47,22 @@ pub enum TenantError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenants(Vec<TenantWeight>);
 
+/// Checks that a name can be a tenant's.
+///
+/// # Errors
+/// It cannot.
+pub fn check_name(name: &str) -> Result<(), TenantError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let is_name = (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(is_plain);
+    if is_name { Ok(()) } else { Err(TenantError::Name(name.to_owned())) }
+}
+
 impl FromStr for TenantWeight {
     type Err = TenantError;
 
     fn from_str(text: &str) -> Result<Self, TenantError> {
         let (name, weight) = text.split_once('=').ok_or_else(|| TenantError::Form(text.to_owned()))?;
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(is_plain) {
-            return Err(TenantError::Name(name.to_owned()));
-        }
+        check_name(name)?;
         let in_range = |weight: &NonZeroU32| weight.get() <= GREATEST_WEIGHT;
         let weight = weight.parse().ok().filter(in_range);
         let weight = weight.ok_or_else(|| TenantError::Weight(text[name.len() + 1..].to_owned()))?;

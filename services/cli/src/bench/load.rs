@@ -15,6 +15,7 @@ mod random;
 mod recorder;
 mod report;
 mod target;
+mod terms;
 mod timeline;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -34,6 +35,7 @@ use self::objective::Objective;
 use self::pace::{Extent, Pace, Spacing};
 use self::report::{Circumstances, Report};
 use self::target::{Failed, Target, TargetPlan};
+use self::terms::Terms;
 
 /// Put a running server under load.
 ///
@@ -118,6 +120,8 @@ pub struct Arguments {
     /// Let answers end where the model ends them, instead of at their full lengths.
     #[arg(long)]
     stop_at_eos: bool,
+    #[command(flatten)]
+    terms: Terms,
 
     /// The most time for a request.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
@@ -257,6 +261,7 @@ impl Arguments {
             extra: self.extra.clone().unwrap_or_default(),
             temperature: self.temperature,
             stop_at_eos: self.stop_at_eos,
+            terms: self.terms.checked()?,
             most_at_once: self
                 .rate
                 .map_or(self.concurrency.unwrap_or(DEFAULT_CONCURRENCY), |_| self.limit)

@@ -101,6 +101,14 @@ pub struct LoadTold {
     pub temperature: Option<f32>,
     /// Whether answers had to go on to their limits.
     pub ignore_eos: bool,
+    /// Whose requests they are.
+    pub tenant: Option<String>,
+    /// Higher goes first.
+    pub priority: Option<i32>,
+    /// When answers are not wanted any more.
+    pub deadline_s: Option<f64>,
+    /// Whether the server's prefix cache was left out.
+    pub bypass_cache: bool,
 }
 
 /// How many requests.

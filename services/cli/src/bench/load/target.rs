@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::LoadError;
 use super::dialogue::{Form, Material, Words};
 use super::random::Random;
+use super::terms::Terms;
 
 /// Where a server is, and how it is spoken to.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct TargetPlan {
     pub temperature: Option<f32>,
     /// Let answers end where the model ends them.
     pub stop_at_eos: bool,
+    /// What else is said of every request.
+    pub terms: Terms,
     /// The most requests at once.
     pub most_at_once: usize,
 }

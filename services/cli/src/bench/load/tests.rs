@@ -70,6 +70,7 @@ async fn loads_over_grpc_and_http() {
     chat_over_grpc(system.grpc()).await;
     a_stop_ends_a_load(system.grpc()).await;
     wrong_requests_are_counted(system.grpc()).await;
+    terms_arrive(system.grpc(), system.http()).await;
     system.until(std::future::ready(())).await.expect("it ends in order");
 }
 
@@ -137,6 +138,23 @@ async fn wrong_requests_are_counted(grpc: SocketAddr) {
     assert_eq!(report.failures[0].count, 3);
 }
 
+async fn terms_arrive(grpc: SocketAddr, http: SocketAddr) {
+    for (address, scheme) in [(grpc, "grpc"), (http, "http")] {
+        let line = "--turns 2 --requests 4 --concurrency 1 --prompt 40 --answer 4 --form chat --seed 6 \
+                    --tenant default --priority -3 --deadline 1h";
+        let report = load(address, scheme, line).await;
+        assert_eq!((report.requests.answered, report.requests.failed), (4, 0), "{:?}", report.failures);
+        assert!(report.turns[1].cached_tokens > 0.0, "{scheme}: the next turn begins like the one before");
+        let report = load(address, scheme, &format!("{line} --bypass-cache")).await;
+        assert_eq!(report.turns[1].cached_tokens, 0.0, "{scheme}");
+        let line = format!("--target {scheme}://{address} --form chat --tenant nobody");
+        let nobody = arguments(&line).expect("arguments");
+        let refused = measure(&nobody, CancellationToken::new());
+        let refused = refused.await.map(|report| report.window_s).expect_err("there is no such tenant");
+        assert!(refused.to_string().contains("there is no tenant \"nobody\""), "{scheme}: {refused}");
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_reached_is_named() {
     for (line, named) in [
@@ -149,6 +167,7 @@ async fn what_cannot_be_reached_is_named() {
         ("--target http://127.0.0.1:1 --model m --form ids", "--vocab"),
         ("--duration 0s", "--duration"),
         ("--timeout 0s", "--timeout"),
+        ("--deadline 0s", "--deadline"),
     ] {
         let arguments = arguments(line).unwrap_or_else(|error| panic!("{error}"));
         let error = measure(&arguments, CancellationToken::new()).await.map(|report| report.window_s);
@@ -175,6 +194,12 @@ fn nonsense_is_refused_with_its_flag() {
         ("--slo itl=5ms", "--slo", "\"itl\""),
         ("--extra [1]", "--extra", "no JSON object"),
         ("--temperature=-1", "--temperature", "-1"),
+        ("--tenant gold=3", "--tenant", "\"gold=3\""),
+        ("--tenant=", "--tenant", "\"\""),
+        ("--priority 101", "--priority", "101"),
+        ("--priority -101", "--priority", "-101"),
+        ("--priority high", "--priority", "high"),
+        ("--deadline soon", "--deadline", "\"soon\""),
         ("--form words", "--form", "words"),
         ("--arrivals bursty", "--arrivals", "bursty"),
     ] {

@@ -165,6 +165,10 @@ impl LoadTold {
             seed: workload.seed,
             temperature: target.temperature,
             ignore_eos: !target.stop_at_eos,
+            tenant: target.terms.tenant.clone(),
+            priority: target.terms.priority,
+            deadline_s: target.terms.deadline.map(|deadline| deadline.as_secs_f64()),
+            bypass_cache: target.terms.bypass_cache,
         }
     }
 }

@@ -267,6 +267,10 @@ impl Report {
         let temperature =
             load.temperature.map_or("the server's".to_owned(), |temperature| temperature.to_string());
         let ends = if load.ignore_eos { "at their limits" } else { "where the model ends them" };
+        let tenant = load.tenant.as_deref().unwrap_or("none named");
+        let priority = load.priority.map_or("the server's".to_owned(), |priority| priority.to_string());
+        let deadline = load.deadline_s.map_or("none".to_owned(), |seconds| format!("{seconds} s"));
+        let cache = if load.bypass_cache { "bypassed" } else { "as the server has it" };
         let counts = if self.tokens.counted_by_server { "the server's" } else { "this client's" };
         let mut list = String::new();
         for (name, value) in [
@@ -277,6 +281,10 @@ impl Report {
             ("turns", &turns),
             ("temperature", &temperature),
             ("answers end", ends),
+            ("tenant", tenant),
+            ("priority", &priority),
+            ("deadline", &deadline),
+            ("prefix cache", cache),
             ("token counts", counts),
             ("seed", &load.seed.to_string()),
             ("asterism", self.asterism),

@@ -5,6 +5,7 @@ use super::super::dialogue::{Form, Workload};
 use super::super::pace::Spacing;
 use super::super::recorder::Outcome;
 use super::super::target::{Answer, Failed, Piece, Usage};
+use super::super::terms::Terms;
 use super::*;
 
 /// Two turns of each of 40 conversations, every tenth of them failed.
@@ -60,6 +61,7 @@ fn told(recorder: &Recorder) -> Report {
         extra: serde_json::Map::new(),
         temperature: None,
         stop_at_eos: false,
+        terms: Terms::default(),
         most_at_once: 1,
     };
     let circumstances = Circumstances {
@@ -120,7 +122,8 @@ fn the_form_for_machines_has_these_names() {
     });
     let before = "format asterism began interrupted notes target.url target.model target.prompts load.pace \
         load.concurrency load.rate_per_s load.warm_up load.extent load.system_tokens load.prompt load.answer load.turns \
-        load.think_s load.seed load.temperature load.ignore_eos window_s requests.warm_up requests.measured \
+        load.think_s load.seed load.temperature load.ignore_eos load.tenant load.priority load.deadline_s \
+        load.bypass_cache window_s requests.warm_up requests.measured \
         requests.answered requests.failed failures[].kind failures[].count failures[].example tokens.prompt tokens.cached \
         tokens.answer tokens.counted_by_server tokens.per_message throughput.requests_per_s \
         throughput.prompt_tokens_per_s throughput.answer_tokens_per_s goodput.requests_per_s goodput.share \

@@ -2,17 +2,20 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use asterism_gateway::tenants::TENANT_HEADER;
 use asterism_process::channel::{self, Traffic};
 use asterism_proto::v1::generate_request::Prompt as Asked;
 use asterism_proto::v1::generate_response::Event;
 use asterism_proto::v1::inference_client::InferenceClient;
 use asterism_proto::v1::{self, Chat, GenerateRequest, ListModelsRequest, Sampling, Stopping, TokenIds};
 use asterism_proto::{Failure, Reason};
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::{Answer, Failed, FailureKind, Listener, Prompt, Request, TargetPlan, Usage, innermost};
 use crate::bench::load::LoadError;
+use crate::bench::load::terms::Terms;
 
 /// Streams that share a connection without waiting for each other; a server takes 1,024.
 const STREAMS: usize = 256;
@@ -28,6 +31,8 @@ pub struct Gateway {
     model: v1::Model,
     sampling: Sampling,
     ignore_eos: bool,
+    terms: Terms,
+    tenant: Option<AsciiMetadataValue>,
 }
 
 impl Gateway {
@@ -57,7 +62,17 @@ impl Gateway {
             temperature: plan.temperature.filter(|&temperature| temperature > 0.0),
             ..Sampling::default()
         };
-        Ok(Self { connections, next: AtomicUsize::new(0), model, sampling, ignore_eos: !plan.stop_at_eos })
+        let tenant = plan.terms.tenant.as_deref().map(str::parse).transpose();
+        let tenant = tenant.map_err(|_| LoadError::Field("--tenant", "no text for a header".to_owned()))?;
+        Ok(Self {
+            connections,
+            next: AtomicUsize::new(0),
+            model,
+            sampling,
+            ignore_eos: !plan.stop_at_eos,
+            terms: plan.terms.clone(),
+            tenant,
+        })
     }
 
     /// The model's name.
@@ -76,7 +91,11 @@ impl Gateway {
         let Some(client) = self.connections.get(turn) else {
             return Err(Failed::new(FailureKind::Connection, "there is no connection"));
         };
-        let stream = client.clone().generate(self.request(request)).await;
+        let mut request = tonic::Request::new(self.request(request));
+        if let Some(tenant) = &self.tenant {
+            request.metadata_mut().insert(TENANT_HEADER, tenant.clone());
+        }
+        let stream = client.clone().generate(request).await;
         let mut stream = stream.map_err(failed)?.into_inner();
         while let Some(message) = stream.message().await.map_err(failed)? {
             match message.event {
@@ -121,6 +140,9 @@ impl Gateway {
                 ignore_eos: self.ignore_eos,
                 ..Stopping::default()
             }),
+            priority: self.terms.priority,
+            timeout: self.terms.timeout(),
+            bypass_cache: self.terms.bypass_cache,
             ..GenerateRequest::default()
         }
     }

@@ -1,5 +1,6 @@
 //! A server that speaks the OpenAI dialect: streamed completions and chat completions over HTTP.
 
+use asterism_gateway::tenants::TENANT_HEADER;
 use futures::StreamExt as _;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Map, Value, json};
@@ -19,6 +20,7 @@ pub struct Server {
     base: String,
     model: String,
     api_key: Option<String>,
+    tenant: Option<String>,
     /// What every body holds.
     body: Map<String, Value>,
 }
@@ -45,6 +47,7 @@ impl Server {
             base,
             model: plan.model.clone().unwrap_or_default(),
             api_key: plan.api_key.clone(),
+            tenant: plan.terms.tenant.clone(),
             body: Map::new(),
         };
         if plan.model.is_none() {
@@ -71,6 +74,7 @@ impl Server {
         if let Some(temperature) = plan.temperature {
             set("temperature", json!(temperature));
         }
+        body.extend(plan.terms.body());
         // Null takes a field out, for servers that do not want it.
         for (name, value) in &plan.extra {
             match value {
@@ -110,6 +114,9 @@ impl Server {
     async fn send(&self, mut request: RequestBuilder) -> Result<Response, Failed> {
         if let Some(key) = &self.api_key {
             request = request.bearer_auth(key);
+        }
+        if let Some(tenant) = &self.tenant {
+            request = request.header(TENANT_HEADER, tenant);
         }
         let response =
             request.send().await.map_err(|error| Failed::new(FailureKind::Connection, innermost(&error)))?;

@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use super::super::{Answer, Message, Meter, Usage};
 use super::*;
 use crate::bench::load::dialogue::Form;
+use crate::bench::load::terms::Terms;
 
 /// What a served connection is sent: a head and the pieces of a body, flushed one by one.
 #[derive(Clone)]
@@ -66,6 +67,7 @@ fn plan(url: &str) -> TargetPlan {
         extra: serde_json::from_str(r#"{"top_k": 5, "ignore_eos": null}"#).unwrap(),
         temperature: Some(0.5),
         stop_at_eos: false,
+        terms: Terms::default(),
         most_at_once: 1,
     }
 }
