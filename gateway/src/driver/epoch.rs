@@ -234,14 +234,17 @@ impl<'d> Epoch<'d> {
         if let (Some(clock), Some(times)) = (self.clocks.get(stage), &report.times) {
             clock.add(times);
         }
+        if stage == 0 {
+            self.desk.scheduler.left_first_stage(report.step);
+        }
         for evidence in report.evidence {
             self.on_evidence(report.step, evidence);
         }
         if progress.done {
             self.desk.scheduler.step_done(report.step);
             self.traces.done(report.step);
-            if let Some(pace) = progress.way.and_then(|way| self.pace.done(way)) {
-                self.desk.scheduler.observe(pace);
+            if let Some(way) = progress.way {
+                self.desk.scheduler.observe(self.pace.done(way));
             }
         }
         Ok(())

@@ -20,6 +20,7 @@ struct Flight {
     step: StepId,
     /// (sequence, position) of each row whose evidence is wanted, in the order of the plan.
     wanted: Vec<(SequenceId, u32)>,
+    rows: u32,
     /// Whether each of its sequences has one row.
     decodes: bool,
     sent: Instant,
@@ -35,7 +36,7 @@ struct Flight {
 pub struct Progress {
     /// The step is done on every stage.
     pub done: bool,
-    /// Of a done step that holds decode rows alone.
+    /// Of a done step that holds rows.
     pub way: Option<Way>,
 }
 
@@ -83,6 +84,7 @@ impl Flights {
         self.flights.push_back(Flight {
             step: plan.step,
             wanted: wanted.collect(),
+            rows: plan.spans.iter().map(|span| span.token_ids.len() as u32).sum(),
             decodes: !plan.spans.is_empty() && plan.spans.iter().all(|span| span.token_ids.len() == 1),
             sent: now,
             alone: self.flights.is_empty(),
@@ -128,9 +130,14 @@ impl Flights {
         if !flight.reported.iter().all(|reported| *reported) {
             return Ok(Progress::default());
         }
-        let way =
-            Way { total: flight.total, busy: flight.busy, slowest: flight.slowest, alone: flight.alone };
-        let way = flight.decodes.then_some(way);
+        let way = Way {
+            rows: flight.rows,
+            total: flight.total,
+            busy: flight.busy,
+            slowest: flight.slowest,
+            alone: flight.alone && flight.decodes,
+        };
+        let way = (flight.rows > 0).then_some(way);
         self.flights.remove(index);
         Ok(Progress { done: true, way })
     }

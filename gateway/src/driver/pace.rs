@@ -1,4 +1,4 @@
-//! How long steps take: what the scheduler's choice of groups rests on. The clock is the caller's.
+//! How long steps take: what the scheduler's choice of groups and chunks rests on. The clock is the caller's.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ const WEIGHT: f64 = 1.0 / 8.0;
 /// Measures stages and turnaround from what the driver sees.
 ///
 /// The way of a step costs the stages' work and the rest: the network, the links, and waiting behind other steps. Only a step
-/// that had the pipeline to itself shows that rest without the waiting, so only those count. The turnaround is that rest
+/// of decode rows that had the pipeline to itself shows that rest without the waiting, so only those count. The turnaround is that rest
 /// and the driver's own time from evidence to the next plan.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PaceMeter {
@@ -22,13 +22,15 @@ pub struct PaceMeter {
 /// One step's way, as the driver saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
+    /// Its rows.
+    pub rows: u32,
     /// From its plan to the last stage's report.
     pub total: Duration,
     /// All stages' work on it.
     pub busy: Duration,
     /// The slowest stage's work on it.
     pub slowest: Duration,
-    /// Whether no other step was under way when it was sent.
+    /// Whether it holds decode rows alone, and no other step was under way when it was sent.
     pub alone: bool,
 }
 
@@ -45,12 +47,13 @@ impl PaceMeter {
         }
     }
 
-    /// A step of decode rows is done; the pace, once it is known.
-    pub fn done(&mut self, way: Way) -> Option<Pace> {
+    /// A step is done.
+    pub fn done(&mut self, way: Way) -> Pace {
         if way.alone {
             self.rest = Some(mean(self.rest, way.total.saturating_sub(way.busy)));
         }
-        Some(Pace { stage: way.slowest, turnaround: self.rest? + self.thinking })
+        let turnaround = self.rest.map(|rest| rest + self.thinking);
+        Pace { rows: way.rows, stage: way.slowest, turnaround }
     }
 }
 
@@ -66,11 +69,12 @@ mod tests {
     fn only_a_step_alone_shows_what_is_not_work() {
         let ms = Duration::from_millis;
         let mut meter = PaceMeter::default();
-        let waiting = Way { total: ms(90), busy: ms(20), slowest: ms(12), alone: false };
-        assert_eq!(meter.done(waiting), None);
+        let waiting = Way { rows: 3, total: ms(90), busy: ms(20), slowest: ms(12), alone: false };
+        let pace = Pace { rows: 3, stage: ms(12), turnaround: Some(ms(5)) };
+        assert_eq!(meter.done(waiting), Pace { turnaround: None, ..pace });
         let alone = Way { total: ms(25), alone: true, ..waiting };
-        assert_eq!(meter.done(alone), Some(Pace { stage: ms(12), turnaround: ms(5) }));
-        assert_eq!(meter.done(waiting), Some(Pace { stage: ms(12), turnaround: ms(5) }));
+        assert_eq!(meter.done(alone), pace);
+        assert_eq!(meter.done(waiting), pace);
     }
 
     #[test]
@@ -81,7 +85,7 @@ mod tests {
         meter.evidence(start);
         meter.planned(start + ms(8));
         meter.planned(start + ms(800)); // Not an answer to evidence.
-        let way = Way { total: ms(10), busy: ms(10), slowest: ms(10), alone: true };
-        assert_eq!(meter.done(way), Some(Pace { stage: ms(10), turnaround: ms(1) }));
+        let way = Way { rows: 1, total: ms(10), busy: ms(10), slowest: ms(10), alone: true };
+        assert_eq!(meter.done(way), Pace { rows: 1, stage: ms(10), turnaround: Some(ms(1)) });
     }
 }

@@ -3,7 +3,7 @@
 //! A sequence whose rows break the stages would end every epoch and take all others with it. So one that had rows under way
 //! at two epoch ends, with no token gained between, is replayed alone, and given up if that epoch ends under it too.
 
-use super::{BlockPool, Groups, InFlight, Limits, Refusal, Scheduler, SequenceId, State};
+use super::{BlockPool, Groups, InFlight, Limits, Refusal, Scheduler, SequenceId, State, StepTimes};
 
 impl Scheduler {
     /// The epoch is over: all that runs is to be replayed in the next. Returns the sequences that are given up, as every epoch
@@ -36,6 +36,7 @@ impl Scheduler {
         self.admitting = true;
         self.pool = BlockPool::new(limits.blocks);
         self.groups = Groups::new(&limits);
+        self.times = StepTimes::default();
         let check = |sequence: &_| limits.check(sequence);
         let begun = self.replays.iter().map(|admitted| &admitted.sequence);
         let begun: Vec<_> =

@@ -1,8 +1,8 @@
 //! Into how many groups the decoding sequences are divided.
 //!
-//! With as many groups as stages, every stage has work while a group's evidence comes back as a plan, as long as that
-//! takes less than a stage's step. One more group hides a longer turnaround, at the price of one more read of all weights
-//! in each cycle.
+//! A group's rows are in one stage at a time, so with as many groups as stages each stage waits once in a cycle for a group's
+//! evidence to come back as a plan. One more group fills that time, at the price of one more read of all weights in each
+//! cycle: that pays where the turnaround is longer than what a step takes however few its rows.
 
 use std::time::Duration;
 
@@ -11,18 +11,20 @@ use super::Limits;
 /// How much of each new measurement goes into the running mean.
 const WEIGHT: f64 = 1.0 / 8.0;
 
-/// The turnaround in stage times above which one more group pays, and below which it no longer does: apart, so that a
+/// The turnaround in reads of the weights above which one more group pays, and below which it no longer does: apart, so that a
 /// pipeline at the edge does not go back and forth.
 const WORSE: f64 = 1.1;
 const BETTER: f64 = 0.9;
 
-/// How long things take.
+/// How long a step took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// One step in the slowest stage.
+    /// Its rows.
+    pub rows: u32,
+    /// The slowest stage's work on it.
     pub stage: Duration,
-    /// From a step's evidence at the last stage to the plan that goes on from it at the first.
-    pub turnaround: Duration,
+    /// From a step's evidence at the last stage to the plan that goes on from it at the first, once that is known.
+    pub turnaround: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -31,7 +33,7 @@ pub(super) struct Groups {
     most: u32,
     count: u32,
     most_in_flight: u32,
-    /// Running mean of the turnaround in stage times.
+    /// Running mean of the turnaround in reads of the weights.
     ratio: Option<f64>,
 }
 
@@ -54,11 +56,9 @@ impl Groups {
         (self.count + 1).min(self.most_in_flight)
     }
 
-    pub(super) fn observe(&mut self, pace: Pace) {
-        if pace.stage.is_zero() {
-            return;
-        }
-        let ratio = pace.turnaround.as_secs_f64() / pace.stage.as_secs_f64();
+    /// Takes in the present turnaround, and how many seconds (above 0) a stage takes to read its weights.
+    pub(super) fn observe(&mut self, turnaround: Duration, read: f64) {
+        let ratio = turnaround.as_secs_f64() / read;
         let mean = self.ratio.map_or(ratio, |mean| mean + WEIGHT * (ratio - mean));
         self.ratio = Some(mean);
         if mean > WORSE {

@@ -22,6 +22,7 @@
 mod admission;
 mod admitted;
 mod blocks;
+mod chunks;
 mod deadlines;
 mod epochs;
 mod groups;
@@ -36,6 +37,7 @@ mod sharing;
 mod step;
 #[cfg(test)]
 mod tests;
+mod times;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -54,6 +56,7 @@ use replays::Replays;
 use running::{Running, State};
 use step::InFlight;
 pub use step::{Span, Start, Step};
+use times::StepTimes;
 
 /// Names a sequence; never used again.
 pub type SequenceId = u64;
@@ -164,6 +167,7 @@ pub struct Scheduler {
     prefix_hits: u64,
     in_flight: InFlight,
     groups: Groups,
+    times: StepTimes,
     /// Orders what became ready to decode.
     clock: u64,
 }
@@ -187,6 +191,7 @@ impl Scheduler {
             prefix_hits: 0,
             in_flight: InFlight::default(),
             groups: Groups::new(&limits),
+            times: StepTimes::default(),
             clock: 0,
         }
     }
@@ -236,6 +241,11 @@ impl Scheduler {
     /// Every stage has reported the step. False: it was not in flight.
     pub fn step_done(&mut self, step: StepId) -> bool {
         self.in_flight.done(step)
+    }
+
+    /// The first stage has reported the step.
+    pub fn left_first_stage(&mut self, step: StepId) {
+        self.in_flight.left_first_stage(step);
     }
 
     /// Whose run this is; `None` once it is over: what comes of it is not wanted any more.
@@ -290,9 +300,12 @@ impl Scheduler {
         self.admitting = false;
     }
 
-    /// Takes in how long steps take, which decides the number of groups.
+    /// Takes in how long a step took, which decides the number of groups and the size of chunks.
     pub fn observe(&mut self, pace: Pace) {
-        self.groups.observe(pace);
+        self.times.observe(pace.rows, pace.stage);
+        if let (Some(turnaround), Some(line)) = (pace.turnaround, self.times.line()) {
+            self.groups.observe(turnaround, line.fixed);
+        }
     }
 
     /// What waits for admission, and what has left the queue.

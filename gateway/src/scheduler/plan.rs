@@ -1,14 +1,9 @@
 //! What goes into the next step: decode rows and prompt chunks.
 
+use super::chunks::CHUNKS_AT_FIRST_STAGE;
 use super::queue::Turn;
 use super::running::{Running, State};
 use super::{Scheduler, SequenceId, Span};
-
-/// Rows that a prompt chunk has at least, where that many are left: with fewer a step costs no less time.
-const LEAST_CHUNK: u32 = 64;
-
-/// Into how many chunks for each stage the prompts' rows are cut while others decode beside them.
-const CHUNKS_BESIDE_DECODING: u32 = 4;
 
 /// What prompts are given of a step's rows, at least, while there are more decode rows than fit: one part in this many.
 const PROMPT_SHARE: u32 = 4;
@@ -92,15 +87,12 @@ impl Scheduler {
 
     /// Prompt rows beside the decode rows, or alone where a stage would else have nothing to do.
     fn chunks(&self, decode_rows: u32) -> Vec<Wish> {
-        let decoding_in_flight = self.in_flight.with_decode_rows() > 0;
-        if decode_rows == 0 && decoding_in_flight && self.in_flight.with_rows() >= self.groups.count() {
-            return Vec::new(); // Better beside the decode rows that come back next: a step of their own would make those wait.
-        }
         let mut prompts: Vec<_> = self.running.values().filter(|running| running.is_prefilling()).collect();
+        if self.chunk_would_stall(decode_rows) {
+            return Vec::new();
+        }
         prompts.sort_unstable_by_key(|running| running.admitted.turn);
-        let rows_left = prompts.iter().map(|running| running.rows_left()).fold(0, u32::saturating_add);
-        let chunk = self.chunk_rows(rows_left, prompts.len() < self.running.len());
-        let mut room = chunk.min(self.limits.rows - decode_rows);
+        let mut room = self.chunk_rows(&prompts).min(self.limits.rows - decode_rows);
         let mut evidence_room = self.limits.evidence_rows - decode_rows;
         let mut wishes = Vec::new();
         for running in prompts {
@@ -118,11 +110,22 @@ impl Scheduler {
         wishes
     }
 
-    /// How many prompt rows a step gets of the `rows` that wait: with nobody decoding, what keeps all stages busy; beside
-    /// decode rows less, so that those do not wait long.
-    fn chunk_rows(&self, rows: u32, beside_decoding: bool) -> u32 {
-        let chunks = self.limits.stages.max(1) * if beside_decoding { CHUNKS_BESIDE_DECODING } else { 1 };
-        rows.div_ceil(chunks).max(LEAST_CHUNK).min(self.limits.rows)
+    /// Whether decode rows would wait too long behind prompt rows that go out now, beside `decode_rows` or in a step of their
+    /// own.
+    fn chunk_would_stall(&self, decode_rows: u32) -> bool {
+        if decode_rows > 0 {
+            return self.in_flight.chunks_at_first_stage(0) >= CHUNKS_AT_FIRST_STAGE;
+        }
+        let decoding = self.running.values().filter(|running| !running.is_prefilling());
+        let latest_step = |running: &Running| match running.state {
+            State::Awaiting => running.admitted.last_step,
+            _ => 0,
+        };
+        let Some(oldest) = decoding.map(latest_step).min() else { return false };
+        // Better beside the decode rows that come back next, or once the first stage is done with the chunk before.
+        let decoding_in_flight = self.in_flight.with_decode_rows() > 0;
+        let all_groups = decoding_in_flight && self.in_flight.with_rows() >= self.groups.count();
+        all_groups || self.in_flight.chunks_at_first_stage(oldest) > 0
     }
 }
 

@@ -20,7 +20,8 @@ pub(super) struct Running {
     pub(super) told: u32,
     /// Positions 0 .. `fed` have been planned, or were found in the index.
     pub(super) fed: u32,
-    has_begun: bool,
+    /// The first position that was planned; `None` while the stages do not know it.
+    begun_at: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub(super) enum State {
 impl Running {
     pub(super) fn new(run: RunId, admitted: Admitted) -> Self {
         let state = State::Prefilling;
-        Self { admitted, run, state, blocks: Vec::new(), shared: 0, told: 0, fed: 0, has_begun: false }
+        Self { admitted, run, state, blocks: Vec::new(), shared: 0, told: 0, fed: 0, begun_at: None }
     }
 
     pub(super) fn is_prefilling(&self) -> bool {
@@ -45,12 +46,17 @@ impl Running {
 
     /// Whether the stages know it.
     pub(super) fn has_begun(&self) -> bool {
-        self.has_begun
+        self.begun_at.is_some()
     }
 
     /// Known rows that are not planned.
     pub(super) fn rows_left(&self) -> u32 {
         self.admitted.len() - self.fed
+    }
+
+    /// Known rows that this run computes, planned ones too.
+    pub(super) fn rows(&self) -> u32 {
+        self.admitted.len() - self.begun_at.unwrap_or(self.fed)
     }
 
     /// Known rows that are not planned, as far as its blocks have room for them.
@@ -81,7 +87,9 @@ impl Running {
         } else {
             0..0
         };
-        let start = (!std::mem::replace(&mut self.has_begun, true)).then(|| Start {
+        let begins = !self.has_begun();
+        self.begun_at.get_or_insert(first_position);
+        let start = begins.then(|| Start {
             prompt_len: self.admitted.prompt_len(),
             prior_ids: self.admitted.token_ids(0..first_position),
         });

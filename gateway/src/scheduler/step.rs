@@ -63,6 +63,9 @@ struct Sent {
     id: StepId,
     has_rows: bool,
     has_decode_rows: bool,
+    has_chunks: bool,
+    /// Whether the first stage has not reported it.
+    at_first_stage: bool,
 }
 
 impl InFlight {
@@ -74,8 +77,15 @@ impl InFlight {
     /// Makes the next step.
     pub(super) fn send(&mut self, ended: Vec<RunId>, plan: Plan) -> Step {
         self.last += 1;
+        let has_chunks = plan.spans.len() as u32 > plan.decode_rows;
         let (has_rows, has_decode_rows) = (!plan.spans.is_empty(), plan.decode_rows > 0);
-        self.steps.push_back(Sent { id: self.last, has_rows, has_decode_rows });
+        self.steps.push_back(Sent {
+            id: self.last,
+            has_rows,
+            has_decode_rows,
+            has_chunks,
+            at_first_stage: true,
+        });
         Step { id: self.last, ended, spans: plan.spans }
     }
 
@@ -84,6 +94,19 @@ impl InFlight {
         let before = self.steps.len();
         self.steps.retain(|sent| sent.id != step);
         self.steps.len() < before
+    }
+
+    /// The first stage is done with a step.
+    pub(super) fn left_first_stage(&mut self, step: StepId) {
+        if let Some(sent) = self.steps.iter_mut().find(|sent| sent.id == step) {
+            sent.at_first_stage = false;
+        }
+    }
+
+    /// Steps with prompt rows, sent after `step`, that wait for the first stage or run there.
+    pub(super) fn chunks_at_first_stage(&self, step: StepId) -> u32 {
+        let is_one = |sent: &&Sent| sent.id > step && sent.has_chunks && sent.at_first_stage;
+        self.steps.iter().filter(is_one).count() as u32
     }
 
     pub(super) fn contains(&self, step: StepId) -> bool {

@@ -3,7 +3,8 @@ use std::time::Duration;
 use super::*;
 
 fn pace(stage: u64, turnaround: u64) -> Pace {
-    Pace { stage: Duration::from_millis(stage), turnaround: Duration::from_millis(turnaround) }
+    let turnaround = Some(Duration::from_millis(turnaround));
+    Pace { rows: 3, stage: Duration::from_millis(stage), turnaround }
 }
 
 /// A scheduler with `count` sequences that are ready to decode.

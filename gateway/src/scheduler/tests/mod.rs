@@ -1,6 +1,8 @@
+mod bubbles;
 mod cancel;
 mod deadlines;
 mod groups;
+mod pipeline;
 mod prefix;
 mod properties;
 mod shards;

@@ -29,9 +29,13 @@ enum Event {
     RowsCome,
     /// The n-th of the live sequences ends.
     End(usize),
+    /// A step of so many rows took what it takes.
     Observe {
+        rows: u32,
         turnaround: u64,
     },
+    /// The first stage is done with the oldest step.
+    LeftFirstStage,
     EpochEnd,
 }
 
@@ -45,7 +49,8 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Event::StepDoneRowsLate),
         4 => Just(Event::RowsCome),
         3 => (0usize..8).prop_map(Event::End),
-        2 => (1u64..20).prop_map(|turnaround| Event::Observe { turnaround }),
+        2 => (1u32..600, 1u64..20).prop_map(|(rows, turnaround)| Event::Observe { rows, turnaround }),
+        3 => Just(Event::LeftFirstStage),
         1 => Just(Event::EpochEnd),
     ]
 }
@@ -185,9 +190,15 @@ impl World {
                     self.live.remove(&id);
                 }
             }
-            Event::Observe { turnaround } => {
-                let turnaround = Duration::from_millis(turnaround);
-                self.scheduler.observe(Pace { stage: Duration::from_millis(8), turnaround });
+            Event::Observe { rows, turnaround } => {
+                let stage = Duration::from_millis(8 + u64::from(rows) / 2);
+                let turnaround = Some(Duration::from_millis(turnaround));
+                self.scheduler.observe(Pace { rows, stage, turnaround });
+            }
+            Event::LeftFirstStage => {
+                if let Some(step) = self.shards.oldest() {
+                    self.scheduler.left_first_stage(step);
+                }
             }
             Event::EpochEnd => self.epoch_end(),
         }

@@ -100,6 +100,11 @@ impl Shards {
         &self.known[&sequence]
     }
 
+    /// The step that is done next.
+    pub fn oldest(&self) -> Option<StepId> {
+        self.in_flight.front().map(|step| step.id)
+    }
+
     /// Sequences with rows in steps under way.
     pub fn under_way(&self) -> BTreeSet<SequenceId> {
         self.in_flight.iter().flat_map(|step| &step.spans).map(|span| span.sequence).collect()
