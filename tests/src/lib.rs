@@ -5,4 +5,5 @@
 pub mod answer;
 pub mod cluster;
 pub mod golden;
+pub mod otlp;
 pub mod workload;

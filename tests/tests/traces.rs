@@ -4,23 +4,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use asterism_process::listen::{bind, loopback};
-use asterism_process::{channel, trace};
 use asterism_proto::v1::generate_response::Event;
 use asterism_proto::v1::{GenerateRequest, LoadsRequest};
 use asterism_tests::answer::greedy;
 use asterism_tests::cluster::{Cluster, Setup};
 use asterism_tests::golden::tiny_52b;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
+use asterism_tests::otlp::Receiver;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
-use tokio::sync::mpsc;
-use tonic::{Request, Response, Status};
+use tonic::Request;
 
 const TOKENS: u32 = 6;
 const STAGES: usize = 2;
@@ -48,23 +40,6 @@ const KEYS: [&str; 17] = [
     "gen_ai.usage.output_tokens",
 ];
 
-struct Receiver(mpsc::Sender<Span>);
-
-#[tonic::async_trait]
-impl TraceService for Receiver {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for resource in request.into_inner().resource_spans {
-            for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                self.0.send(span).await.map_err(|_| Status::unavailable("nobody looks"))?;
-            }
-        }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
 async fn generate(cluster: &Cluster, request: GenerateRequest, traceparent: &str) {
     let mut request = Request::new(request);
     request.metadata_mut().insert("traceparent", traceparent.parse().unwrap());
@@ -89,26 +64,14 @@ fn attribute<'s>(span: &'s Span, key: &str) -> &'s Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_is_seen_from_its_caller_to_every_stage() {
-    let (listener, address) = bind(loopback(0)).await.unwrap();
-    let (sender, mut received) = mpsc::channel(4096);
-    let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(Receiver(sender)));
-    tokio::spawn(server.serve_with_incoming(channel::incoming(listener)));
-    let export = trace::export(&format!("http://{address}")).unwrap();
+    let mut receiver = Receiver::start().await;
     let cluster = Cluster::start(Setup::new(tiny_52b(), STAGES)).await;
 
     let not_sampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
     let sampled = "00-11111111111111111111111111111111-2222222222222222-01";
     generate(&cluster, greedy("a", &[1, 2, 3], TOKENS), not_sampled).await;
     generate(&cluster, greedy("b", &[1, 2, 3], TOKENS), sampled).await;
-    let mut spans = Vec::new();
-    let export = std::sync::Arc::new(export);
-    while spans.len() < SPANS {
-        let export = std::sync::Arc::clone(&export);
-        tokio::task::spawn_blocking(move || export.flush()).await.unwrap().unwrap();
-        while let Ok(span) = received.try_recv() {
-            spans.push(span);
-        }
-    }
+    let spans = receiver.until(|spans| spans.len() >= SPANS).await;
     assert_eq!(spans.len(), SPANS, "{spans:#?}");
     assert!(spans.iter().all(|span| span.trace_id == [0x11; 16]), "only the sampled trace, and all of it");
 

@@ -96,6 +96,7 @@ struct Seen {
     running: Gauge,
     waiting: Gauge,
     waiting_tokens: Gauge,
+    replaying: Gauge,
     usage: Gauge<f64, AtomicU64>,
     blocks: Family<BlockState, Gauge>,
     steps_in_flight: Gauge,
@@ -166,6 +167,7 @@ impl Metrics {
             time_to_first_token: latency(&self.times.first_token),
             inter_token: latency(&self.times.inter_token),
             stages: self.stages.seconds(),
+            replaying: loads.replaying,
         }
     }
 }
@@ -259,6 +261,7 @@ impl Seen {
             &seen.usage,
         );
         names.own("num_tokens_waiting", "Tokens of waiting prompts and answers", &seen.waiting_tokens);
+        names.own("num_requests_replaying", "Interrupted requests that wait to go on", &seen.replaying);
         names.own("kv_cache_blocks", "Blocks of KV by their state", &seen.blocks);
         names.own("steps_in_flight", "Steps sent and not yet reported by every stage", &seen.steps_in_flight);
         names.own("groups", "Into how many groups decoding requests are spread", &seen.groups);
@@ -273,6 +276,7 @@ impl Seen {
         self.running.set(i64::from(loads.prefilling + loads.decoding));
         self.waiting.set(i64::from(loads.waiting));
         self.waiting_tokens.set(i64::try_from(loads.waiting_tokens).unwrap_or(i64::MAX));
+        self.replaying.set(i64::from(loads.replaying));
         self.usage.set(f64::from(used) / f64::from(loads.blocks.max(1)));
         let empty = loads.free_blocks.saturating_sub(loads.cached_blocks);
         for (state, blocks) in [("used", used), ("cached", loads.cached_blocks), ("empty", empty)] {

@@ -11,6 +11,8 @@ mod kv;
 mod limits;
 mod metrics;
 mod model;
+#[path = "../../../tests/src/otlp.rs"]
+mod otlp;
 mod prefix;
 mod sampling;
 mod sandbox;

@@ -42,6 +42,7 @@ async fn answers_are_counted_without_their_words() {
         ("asterism_request_generation_tokens_sum", 36.0),
         ("asterism_num_requests_running", 0.0),
         ("vllm:num_requests_waiting", 0.0),
+        ("asterism_num_requests_replaying", 0.0),
         ("vllm:kv_cache_usage_perc", 0.0),
         ("asterism_kv_cache_blocks{model_name=\"toy\",state=\"used\"}", 0.0),
         ("asterism_iteration_tokens_total_sum", 42.0),
@@ -77,4 +78,23 @@ async fn loads_are_those_of_this_moment() {
     sandbox.shards[1].control.send_modify(|control| control.paused = false);
     sandbox.assert_clean().await;
     assert_eq!(loads().await.kv_cache.unwrap().used_blocks, 0);
+}
+
+#[tokio::test]
+async fn what_an_epochs_end_interrupted_is_told_until_it_goes_on() {
+    let mut sandbox = Sandbox::new(2).await;
+    sandbox.shards[1].control.send_modify(|control| control.paused = true);
+    let _running = sandbox.generate(ids([6], 100)).await.unwrap();
+    sandbox.shards[1].until(|seen| !seen.live.is_empty()).await;
+    sandbox.shards.remove(0).kill().await;
+    let mut client = sandbox.client.clone();
+    let interrupted = loop {
+        let loads = client.loads(v1::LoadsRequest {}).await.unwrap().into_inner();
+        if loads.replaying > 0 {
+            break loads;
+        }
+    };
+    let (running, waiting) = (interrupted.prefilling + interrupted.decoding, interrupted.waiting);
+    assert_eq!((interrupted.replaying, running, waiting), (1, 0, 0));
+    assert_eq!(value(&scrape(&sandbox).await, "asterism_num_requests_replaying"), 1.0);
 }

@@ -1,39 +1,11 @@
 //! Spans of requests that share steps, from both doors.
 
-use std::sync::Arc;
-
-use asterism_process::listen::{bind, loopback};
-use asterism_process::{channel, trace};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::json;
-use tokio::sync::mpsc;
-use tonic::{Request, Response, Status};
+use tonic::Request;
 
+use crate::otlp::Receiver;
 use crate::sandbox::{Answer, Sandbox, ids};
-
-struct Receiver(mpsc::Sender<Span>);
-
-#[tonic::async_trait]
-impl TraceService for Receiver {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for resource in request.into_inner().resource_spans {
-            for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                // Other tests' spans come too; what does not fit is not ours.
-                let _ = self.0.try_send(span);
-            }
-        }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
 
 fn traceparent(trace: u8) -> String {
     format!("00-{}-2222222222222222-01", format!("{trace:02x}").repeat(16))
@@ -46,11 +18,7 @@ fn of<'s>(spans: &'s [Span], trace: u8, name: &str) -> Vec<&'s Span> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_share_a_step_each_have_it_in_their_trace() {
     const TOKENS: u32 = 8;
-    let (listener, address) = bind(loopback(0)).await.unwrap();
-    let (sender, mut received) = mpsc::channel(1 << 16);
-    let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(Receiver(sender)));
-    tokio::spawn(server.serve_with_incoming(channel::incoming(listener)));
-    let export = Arc::new(trace::export(&format!("http://{address}")).unwrap());
+    let mut receiver = Receiver::start().await;
     let sandbox = Sandbox::new(1).await;
 
     // Both wait for their first tokens; from then on one stage has one group.
@@ -71,20 +39,13 @@ async fn requests_that_share_a_step_each_have_it_in_their_trace() {
     let response = request.header("traceparent", traceparent(0x55)).send().await.unwrap();
     assert_eq!(response.status(), 400);
 
-    let mut spans = Vec::new();
     let expected = TOKENS as usize;
     let complete = |spans: &[Span]| {
         let answered =
             |trace| of(spans, trace, "step").len() >= expected && of(spans, trace, "request").len() == 1;
         answered(0x11) && answered(0x33) && of(spans, 0x55, "request").len() == 1
     };
-    while !complete(&spans) {
-        let export = Arc::clone(&export);
-        tokio::task::spawn_blocking(move || export.flush()).await.unwrap().unwrap();
-        while let Ok(span) = received.try_recv() {
-            spans.push(span);
-        }
-    }
+    let spans = receiver.until(complete).await;
     for trace in [0x11, 0x33] {
         let [request] = *of(&spans, trace, "request") else { panic!("{spans:#?}") };
         let steps = of(&spans, trace, "step");

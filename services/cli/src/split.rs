@@ -208,7 +208,8 @@ impl std::fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "stage  layers   time   weights     buffers     memory      KV per token  KV tokens")?;
         for (index, (stage, time)) in self.0.stages.iter().zip(&self.0.times).enumerate() {
-            let layers = format!("{}-{}", stage.layers.start, stage.layers.end - 1);
+            // As `asterism shard --layers` takes them: the last is not among them.
+            let layers = format!("{}..{}", stage.layers.start, stage.layers.end);
             let time = format!("{:.0} %", 100.0 * time);
             let per_token = bytes(stage.block_bytes / asterism_tensor::BLOCK_ROWS as u64);
             let [weights, buffers, memory] =
