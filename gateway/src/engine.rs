@@ -134,6 +134,7 @@ impl Engine {
             priority,
             deadline,
             bypass_cache: request.bypass_cache,
+            bypass_speculation: request.bypass_speculation,
         })
     }
 

@@ -11,7 +11,7 @@ use super::drain::DrainMeter;
 use super::requests::{NewRequest, Requests};
 use super::{DriverSettings, PipelineState};
 use crate::metrics::RequestRecord;
-use crate::scheduler::{Limits, Loads, NewSequence, Refusal, Scheduler, SequenceId};
+use crate::scheduler::{Limits, Loads, NewSequence, Refusal, Scheduler, SequenceId, Speculation};
 
 /// What callers ask of the driver.
 pub enum Command {
@@ -88,6 +88,11 @@ impl Desk {
             arrived: self.began.elapsed(),
             deadline: request.deadline.map(|deadline| deadline.saturating_duration_since(self.began)),
             bypass_cache: request.bypass_cache,
+            speculation: if request.bypass_speculation {
+                Speculation::Off
+            } else {
+                self.settings.speculation
+            },
             evidence: crate::scheduler::EvidenceSpec { setting_id: sequence, top_k },
         });
         submitted.map_err(|refusal| self.refused(refusal))?;

@@ -2,6 +2,7 @@
 //!
 //! It waits for shards, callers and the clock, never for a reader. Whatever breaks ends the epoch; nothing is resent.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use super::{PipelineState, SeenEvidence};
 use crate::metrics::{StageClock, StepTraces};
 use crate::sampler::{self, Draw, Evidence, Row, Token, widened_k};
 use crate::scheduler::{Committed, RunId, SequenceId};
+use crate::speculation::Wanted;
 
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -36,6 +38,8 @@ pub struct Epoch<'d> {
     desk: &'d mut Desk,
     joined: Joined,
     flights: Flights,
+    /// Evidence of rows behind one that is being fetched, and its step.
+    later: HashMap<RunId, Vec<(u64, WireEvidence)>>,
     fetches: FuturesUnordered<Pin<Box<dyn Future<Output = Fetched> + Send>>>,
     beats: Beats,
     pace: PaceMeter,
@@ -66,6 +70,7 @@ impl<'d> Epoch<'d> {
             clocks,
             traces,
             flights: Flights::new(stages),
+            later: HashMap::new(),
             fetches: FuturesUnordered::new(),
             beats,
             pace: PaceMeter::default(),
@@ -245,6 +250,9 @@ impl<'d> Epoch<'d> {
             self.traces.done(report.step);
             if let Some(way) = progress.way {
                 self.desk.scheduler.observe(self.pace.done(way));
+                if let Some(wait) = self.pace.wait(way) {
+                    self.desk.scheduler.observe_decoding(way.rows, wait);
+                }
             }
         }
         Ok(())
@@ -252,7 +260,12 @@ impl<'d> Epoch<'d> {
 
     fn on_evidence(&mut self, step: u64, wire: WireEvidence) {
         let run = wire.sequence;
-        // What comes of a run that is over is not wanted any more.
+        match self.desk.scheduler.wanted(run, wire.position) {
+            Wanted::Now => {}
+            Wanted::Later => return self.later.entry(run).or_default().push((step, wire)),
+            // Of a run that is over, or behind a proposal that did not hold.
+            Wanted::Never => return,
+        }
         let Some(sequence) = self.desk.scheduler.sequence(run) else { return };
         let Some(request) = self.desk.requests.get(sequence) else { return };
         let epoch = self.joined.holder.epoch;
@@ -283,6 +296,7 @@ impl<'d> Epoch<'d> {
 
     fn on_row(&mut self, fetched: Fetched) -> Result<(), EpochEnd> {
         let run = fetched.request.sequence;
+        let later = self.later.remove(&run).unwrap_or_default();
         let Some(sequence) = self.desk.scheduler.sequence(run) else { return Ok(()) };
         let vocab = self.joined.pipeline.model.vocab_size;
         let Some(request) = self.desk.requests.get_mut(sequence) else { return Ok(()) };
@@ -302,6 +316,9 @@ impl<'d> Epoch<'d> {
                 request.top_k = widened_k(request.top_k, vocab);
                 self.desk.scheduler.set_top_k(sequence, request.top_k);
                 self.deliver(run, sequence, token);
+                for (step, evidence) in later {
+                    self.on_evidence(step, evidence);
+                }
             }
             Err(failure) => self.desk.fail(sequence, failure),
         }

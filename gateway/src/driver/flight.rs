@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use asterism_proto::shard::v1::{StepPlan, StepReport};
+use asterism_proto::shard::v1::{Span, StepPlan, StepReport};
 
 use super::pace::Way;
 use crate::scheduler::{SequenceId, StepId};
@@ -21,7 +21,7 @@ struct Flight {
     /// (sequence, position) of each row whose evidence is wanted, in the order of the plan.
     wanted: Vec<(SequenceId, u32)>,
     rows: u32,
-    /// Whether each of its sequences has one row.
+    /// Whether it holds decode rows alone: all have evidence.
     decodes: bool,
     sent: Instant,
     alone: bool,
@@ -85,7 +85,7 @@ impl Flights {
             step: plan.step,
             wanted: wanted.collect(),
             rows: plan.spans.iter().map(|span| span.token_ids.len() as u32).sum(),
-            decodes: !plan.spans.is_empty() && plan.spans.iter().all(|span| span.token_ids.len() == 1),
+            decodes: !plan.spans.is_empty() && plan.spans.iter().all(has_decode_rows),
             sent: now,
             alone: self.flights.is_empty(),
             reported: vec![false; self.stages],
@@ -135,6 +135,7 @@ impl Flights {
             total: flight.total,
             busy: flight.busy,
             slowest: flight.slowest,
+            decodes: flight.decodes,
             alone: flight.alone && flight.decodes,
         };
         let way = (flight.rows > 0).then_some(way);
@@ -143,9 +144,14 @@ impl Flights {
     }
 }
 
+/// Whether a span is a drawn token's row with what may follow it. (A prompt's last row alone costs the same.)
+fn has_decode_rows(span: &Span) -> bool {
+    span.evidence_positions.len() == span.token_ids.len()
+}
+
 #[cfg(test)]
 mod tests {
-    use asterism_proto::shard::v1::{Evidence, Span};
+    use asterism_proto::shard::v1::Evidence;
 
     use super::*;
 

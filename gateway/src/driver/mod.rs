@@ -51,7 +51,7 @@ pub use writer::Stops;
 
 use crate::config::GatewayConfig;
 use crate::metrics::{Metrics, RequestRecord};
-use crate::scheduler::{Limits, Loads, QueueLimits, RowKinds, Scheduler};
+use crate::scheduler::{Limits, Loads, QueueLimits, RowKinds, Scheduler, Speculation};
 use crate::tenants::Tenants;
 use crate::text::ModelText;
 
@@ -79,6 +79,8 @@ pub struct DriverSettings {
     pub queue: QueueLimits,
     /// The tenants' weights, by [`TenantId`](crate::scheduler::TenantId).
     pub weights: Vec<NonZeroU32>,
+    /// Whether ids are proposed that may follow in an answer.
+    pub speculation: Speculation,
     /// How long a stage may work without finishing a layer.
     pub beat_limit: Duration,
     /// How long running answers may take to end at shutdown.
@@ -259,6 +261,7 @@ impl DriverSettings {
             max_context: config.max_context,
             queue: QueueLimits { requests: config.queue_requests, tokens: config.queue_tokens },
             weights: Tenants::new(&config.tenants).weights(),
+            speculation: config.speculation,
             beat_limit: config.beat_limit,
             grace: config.grace,
             sink: None,

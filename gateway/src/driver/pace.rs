@@ -30,7 +30,9 @@ pub struct Way {
     pub busy: Duration,
     /// The slowest stage's work on it.
     pub slowest: Duration,
-    /// Whether it holds decode rows alone, and no other step was under way when it was sent.
+    /// Whether it holds decode rows alone.
+    pub decodes: bool,
+    /// Whether it does, and no other step was under way when it was sent.
     pub alone: bool,
 }
 
@@ -45,6 +47,12 @@ impl PaceMeter {
         if let Some(evidence) = self.evidence.take() {
             self.thinking = mean(Some(self.thinking), now.saturating_duration_since(evidence));
         }
+    }
+
+    /// How long its sequences waited for a step of decode rows alone.
+    pub fn wait(&self, way: Way) -> Option<Duration> {
+        let thinking = if way.alone { self.thinking } else { Duration::ZERO };
+        way.decodes.then_some(way.total + thinking)
     }
 
     /// A step is done.
@@ -69,7 +77,8 @@ mod tests {
     fn only_a_step_alone_shows_what_is_not_work() {
         let ms = Duration::from_millis;
         let mut meter = PaceMeter::default();
-        let waiting = Way { rows: 3, total: ms(90), busy: ms(20), slowest: ms(12), alone: false };
+        let waiting =
+            Way { rows: 3, total: ms(90), busy: ms(20), slowest: ms(12), decodes: true, alone: false };
         let pace = Pace { rows: 3, stage: ms(12), turnaround: Some(ms(5)) };
         assert_eq!(meter.done(waiting), Pace { turnaround: None, ..pace });
         let alone = Way { total: ms(25), alone: true, ..waiting };
@@ -85,7 +94,10 @@ mod tests {
         meter.evidence(start);
         meter.planned(start + ms(8));
         meter.planned(start + ms(800)); // Not an answer to evidence.
-        let way = Way { rows: 1, total: ms(10), busy: ms(10), slowest: ms(10), alone: true };
+        let way = Way { rows: 1, total: ms(10), busy: ms(10), slowest: ms(10), decodes: true, alone: true };
+        assert_eq!(meter.wait(way), Some(ms(11)));
+        assert_eq!(meter.wait(Way { alone: false, ..way }), Some(ms(10)), "others hide it");
+        assert_eq!(meter.wait(Way { decodes: false, ..way }), None);
         assert_eq!(meter.done(way), Pace { rows: 1, stage: ms(10), turnaround: Some(ms(1)) });
     }
 }

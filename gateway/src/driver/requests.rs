@@ -38,6 +38,8 @@ pub struct NewRequest {
     pub deadline: Option<Instant>,
     /// Whether it shares no blocks with others.
     pub bypass_cache: bool,
+    /// Whether no ids are proposed that may follow.
+    pub bypass_speculation: bool,
 }
 
 /// A request that waits or runs.

@@ -104,6 +104,9 @@ struct Seen {
     preemptions: Counter,
     prefix_queries: Counter,
     prefix_hits: Counter,
+    proposals: Counter,
+    proposed: Counter,
+    accepted: Counter,
 }
 
 /// A registry, and its part under this project's prefix.
@@ -268,6 +271,9 @@ impl Seen {
         names.own("num_preemptions", "Requests whose blocks were taken for others", &seen.preemptions);
         names.own("prefix_cache_queries", "Prompt tokens that were looked up", &seen.prefix_queries);
         names.own("prefix_cache_hits", "Prompt tokens that were found", &seen.prefix_hits);
+        names.own("spec_decode_num_drafts", "Proposals of what may follow in an answer", &seen.proposals);
+        names.own("spec_decode_num_draft_tokens", "Tokens that were proposed", &seen.proposed);
+        names.own("spec_decode_num_accepted_tokens", "Proposed tokens that were drawn", &seen.accepted);
         seen
     }
 
@@ -288,6 +294,9 @@ impl Seen {
             (&self.preemptions, loads.preemptions),
             (&self.prefix_queries, loads.prefix_queries),
             (&self.prefix_hits, loads.prefix_hits),
+            (&self.proposals, loads.proposed.proposals),
+            (&self.proposed, loads.proposed.tokens),
+            (&self.accepted, loads.proposed.accepted),
         ];
         for (counter, count) in counts {
             // The planner has counted already.

@@ -18,7 +18,7 @@ impl Scheduler {
         }
         let prefilling = self.running.values().filter(|running| running.is_prefilling());
         let mut rows: u64 = prefilling.map(|running| u64::from(running.rows_left())).sum();
-        while rows < u64::from(self.limits.rows) && self.running.len() < self.limits.logits_slots as usize {
+        while rows < u64::from(self.limits.rows) && self.slots() < self.limits.logits_slots {
             let Some(next) = self.next_admitted() else { return };
             let is_suspect = next.is_suspect();
             self.last_run += 1;

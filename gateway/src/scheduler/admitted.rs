@@ -2,6 +2,7 @@
 
 use super::queue::Turn;
 use super::{NewSequence, SequenceId, StepId};
+use crate::speculation::Speculator;
 
 /// Epoch ends under a sequence's rows, with no token gained between, after which it is replayed alone, and after which it is
 /// given up.
@@ -17,13 +18,22 @@ pub(super) struct Admitted {
     pub(super) drawn: Vec<u32>,
     /// The latest step of this epoch with rows of it; 0: none.
     pub(super) last_step: StepId,
+    /// Proposes what may follow.
+    pub(super) speculator: Speculator,
     /// Epochs that ended under its rows since it last gained a token.
     strikes: u32,
 }
 
 impl Admitted {
     pub(super) fn new(turn: Turn, sequence: NewSequence) -> Self {
-        Self { sequence, turn, drawn: Vec::new(), last_step: 0, strikes: 0 }
+        Self {
+            sequence,
+            turn,
+            drawn: Vec::new(),
+            last_step: 0,
+            speculator: Speculator::default(),
+            strikes: 0,
+        }
     }
 
     pub(super) fn id(&self) -> SequenceId {

@@ -4,6 +4,7 @@
 //! at two epoch ends, with no token gained between, is replayed alone, and given up if that epoch ends under it too.
 
 use super::{BlockPool, Groups, InFlight, Limits, Refusal, Scheduler, SequenceId, State, StepTimes};
+use crate::speculation::StepCosts;
 
 impl Scheduler {
     /// The epoch is over: all that runs is to be replayed in the next. Returns the sequences that are given up, as every epoch
@@ -11,7 +12,7 @@ impl Scheduler {
     pub fn end_epoch(&mut self) -> Vec<SequenceId> {
         let running = std::mem::take(&mut self.running).into_values();
         // A row that is being fetched is as much under way as one in a step.
-        let running = running.map(|running| (running.state == State::Awaiting, running.admitted));
+        let running = running.map(|running| (matches!(running.state, State::Awaiting(_)), running.admitted));
         let preempted = self.replays.take().map(|admitted| (false, admitted));
         let mut given_up = Vec::new();
         for (awaiting, mut admitted) in running.chain(preempted) {
@@ -37,6 +38,7 @@ impl Scheduler {
         self.pool = BlockPool::new(limits.blocks);
         self.groups = Groups::new(&limits);
         self.times = StepTimes::default();
+        self.costs = StepCosts::default();
         let check = |sequence: &_| limits.check(sequence);
         let begun = self.replays.iter().map(|admitted| &admitted.sequence);
         let begun: Vec<_> =

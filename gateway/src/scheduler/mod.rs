@@ -30,6 +30,7 @@ mod limits;
 mod plan;
 mod preemption;
 mod prefix;
+mod proposals;
 mod queue;
 mod replays;
 mod running;
@@ -57,6 +58,8 @@ use running::{Running, State};
 use step::InFlight;
 pub use step::{Span, Start, Step};
 use times::StepTimes;
+
+use crate::speculation::{StepCosts, Verdict, Wanted};
 
 /// Names a sequence; never used again.
 pub type SequenceId = u64;
@@ -91,6 +94,8 @@ pub struct NewSequence {
     pub deadline: Option<Duration>,
     /// Whether it finds no blocks that others fed, and leaves none for others.
     pub bypass_cache: bool,
+    /// Whether ids are proposed that may follow.
+    pub speculation: Speculation,
     /// What is reported of its rows.
     pub evidence: EvidenceSpec,
 }
@@ -104,10 +109,20 @@ pub struct EvidenceSpec {
     pub top_k: u32,
 }
 
+/// Whether ids are proposed that may follow in a sequence. Its tokens are the same either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Speculation {
+    /// As many as pay.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+}
+
 /// What a drawn token means for its sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
-    /// It will be fed in a later step.
+    /// More are wanted: it will be fed in a later step, or was already, as it was proposed.
     Continues,
     /// It was the last of `max_tokens`; the sequence has ended.
     Full,
@@ -144,6 +159,19 @@ pub struct Loads {
     pub prefix_queries: u64,
     /// Tokens that were found there, ever.
     pub prefix_hits: u64,
+    /// What was proposed, and what of it held, ever.
+    pub proposed: Proposed,
+}
+
+/// Ids that were fed ahead of their drawing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Proposed {
+    /// Spans with a proposal.
+    pub proposals: u64,
+    /// Their ids.
+    pub tokens: u64,
+    /// Of these, those that were drawn.
+    pub accepted: u64,
 }
 
 /// Plans one pipeline's steps.
@@ -165,6 +193,8 @@ pub struct Scheduler {
     /// Tokens looked up in the prefix index, and those found there.
     prefix_queries: u64,
     prefix_hits: u64,
+    proposed: Proposed,
+    costs: StepCosts,
     in_flight: InFlight,
     groups: Groups,
     times: StepTimes,
@@ -189,6 +219,8 @@ impl Scheduler {
             preemptions: 0,
             prefix_queries: 0,
             prefix_hits: 0,
+            proposed: Proposed::default(),
+            costs: StepCosts::default(),
             in_flight: InFlight::default(),
             groups: Groups::new(&limits),
             times: StepTimes::default(),
@@ -253,20 +285,29 @@ impl Scheduler {
         self.runs.get(&run).copied()
     }
 
-    /// The token drawn from the evidence of a sequence's run.
+    /// The token drawn from the evidence of a sequence's run that is [`wanted`](Self::wanted) now.
     pub fn token(&mut self, run: RunId, id: u32) -> Committed {
         let Some(sequence) = self.sequence(run) else { return Committed::NotWanted };
         let Some(running) = self.running.get_mut(&sequence) else { return Committed::NotWanted };
-        if running.state != State::Awaiting {
-            return Committed::NotWanted;
-        }
+        let State::Awaiting(verification) = &mut running.state else { return Committed::NotWanted };
+        let (verdict, outcome) = (verification.drawn(id), verification.outcome());
         self.queue.charge(running.admitted.sequence.tenant, 1);
-        if !running.admitted.gain(id) {
+        let continues = running.admitted.gain(id);
+        match verdict {
+            Verdict::Holds => {
+                self.proposed.accepted += 1;
+                running.was_fed(&self.pool, &self.limits.row_kinds);
+            }
+            Verdict::Over => {
+                running.admitted.speculator.verified(outcome);
+                self.clock += 1;
+                running.state = State::Ready { since: self.clock };
+            }
+        }
+        if !continues {
             self.end(sequence);
             return Committed::Full;
         }
-        self.clock += 1;
-        running.state = State::Ready { since: self.clock };
         Committed::Continues
     }
 
@@ -330,6 +371,7 @@ impl Scheduler {
             preemptions: self.preemptions,
             prefix_queries: self.prefix_queries,
             prefix_hits: self.prefix_hits,
+            proposed: self.proposed,
         }
     }
 }

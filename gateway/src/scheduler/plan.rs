@@ -17,10 +17,10 @@ pub(super) struct Plan {
 
 /// The rows that a sequence is to have in a step, if there are blocks for them.
 #[derive(Debug)]
-struct Wish {
+pub(super) struct Wish {
     turn: Turn,
-    sequence: SequenceId,
-    rows: u32,
+    pub(super) sequence: SequenceId,
+    pub(super) rows: u32,
 }
 
 impl Scheduler {
@@ -46,13 +46,18 @@ impl Scheduler {
     /// Plans what was wished for, as far as there are blocks.
     fn feed(&mut self, mut wishes: Vec<Wish>) -> Plan {
         wishes.sort_unstable_by_key(|wish| wish.turn);
+        for wish in &mut wishes {
+            wish.rows = self.make_room(wish.sequence, wish.rows);
+        }
+        wishes.retain(|wish| wish.rows > 0);
         let step = self.in_flight.next_id();
+        let mut proposing = self.proposing(&wishes);
         let (mut plan, mut chunks) = (Plan::default(), Vec::new());
         for Wish { sequence, rows, .. } in wishes {
-            let rows = self.make_room(sequence, rows);
-            let Some(running) = self.running.get_mut(&sequence).filter(|_| rows > 0) else { continue };
+            let proposal = self.propose(sequence, &mut proposing);
+            let Some(running) = self.running.get_mut(&sequence) else { continue };
             let spans = if running.is_prefilling() { &mut chunks } else { &mut plan.spans };
-            spans.push(running.feed(rows, step));
+            spans.push(running.feed(rows, proposal, step));
         }
         plan.decode_rows = plan.spans.len() as u32;
         plan.spans.append(&mut chunks);
@@ -70,8 +75,8 @@ impl Scheduler {
         for running in self.running.values() {
             match running.state {
                 State::Prefilling => prompts = true,
-                State::Awaiting if self.in_flight.contains(running.admitted.last_step) => under_way += 1,
-                State::Awaiting => {}
+                State::Awaiting(_) if self.in_flight.contains(running.admitted.last_step) => under_way += 1,
+                State::Awaiting(_) => {}
                 State::Ready { since } => ready.push((since, running)),
             }
             decoding += u32::from(running.state != State::Prefilling);
@@ -118,7 +123,7 @@ impl Scheduler {
         }
         let decoding = self.running.values().filter(|running| !running.is_prefilling());
         let latest_step = |running: &Running| match running.state {
-            State::Awaiting => running.admitted.last_step,
+            State::Awaiting(_) => running.admitted.last_step,
             _ => 0,
         };
         let Some(oldest) = decoding.map(latest_step).min() else { return false };

@@ -5,6 +5,7 @@ use super::blocks::{Block, BlockPool};
 use super::limits::BLOCK_ROWS;
 use super::step::{Span, Start};
 use super::{RunId, StepId};
+use crate::speculation::{Proposal, Verification};
 
 #[derive(Debug)]
 pub(super) struct Running {
@@ -18,18 +19,20 @@ pub(super) struct Running {
     pub(super) shared: u32,
     /// Blocks of its table that the stages know.
     pub(super) told: u32,
-    /// Positions 0 .. `fed` have been planned, or were found in the index.
+    /// Positions 0 .. `fed` have been planned with ids of the text, or were found in the index.
     pub(super) fed: u32,
     /// The first position that was planned; `None` while the stages do not know it.
     begun_at: Option<u32>,
+    /// Raw rows that the last stage keeps for it until its next span.
+    kept_rows: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum State {
     /// Rows of the prompt, or of tokens that were drawn before a replay, are left to plan.
     Prefilling,
-    /// Evidence was asked for in its latest step, and no token drawn from it yet.
-    Awaiting,
+    /// Evidence was asked for in its latest step, and not all tokens are drawn that it may give.
+    Awaiting(Verification),
     /// Its latest token is the next to feed; the lowest `since` has waited longest.
     Ready { since: u64 },
 }
@@ -37,7 +40,17 @@ pub(super) enum State {
 impl Running {
     pub(super) fn new(run: RunId, admitted: Admitted) -> Self {
         let state = State::Prefilling;
-        Self { admitted, run, state, blocks: Vec::new(), shared: 0, told: 0, fed: 0, begun_at: None }
+        Self {
+            admitted,
+            run,
+            state,
+            blocks: Vec::new(),
+            shared: 0,
+            told: 0,
+            fed: 0,
+            begun_at: None,
+            kept_rows: 0,
+        }
     }
 
     pub(super) fn is_prefilling(&self) -> bool {
@@ -69,6 +82,11 @@ impl Running {
         self.blocks.len() as u32
     }
 
+    /// Raw rows of the last stage that are its own: at least the one that it will need.
+    pub(super) fn slots(&self) -> u32 {
+        self.kept_rows.max(1)
+    }
+
     /// Takes blocks for its next `rows` rows, as far as there are any.
     pub(super) fn take_blocks(&mut self, rows: u32, pool: &BlockPool) {
         while self.held() * BLOCK_ROWS < self.fed + rows {
@@ -77,16 +95,22 @@ impl Running {
         }
     }
 
-    /// Plans its next `rows` rows for `step`, with evidence if they are the last known.
-    pub(super) fn feed(&mut self, rows: u32, step: StepId) -> Span {
+    /// Plans its next `rows` rows for `step`, with evidence if they are the last known. Behind the very last a proposal may
+    /// stand, whose rows have evidence too.
+    pub(super) fn feed(&mut self, rows: u32, proposal: Proposal, step: StepId) -> Span {
         let first_position = self.fed;
         self.fed = self.admitted.len().min(first_position + rows);
+        let mut token_ids = self.admitted.token_ids(first_position..self.fed);
         let evidence = if self.rows_left() == 0 {
-            self.state = State::Awaiting;
-            self.fed - 1..self.fed
+            let first = self.fed - 1;
+            token_ids.extend(&proposal.ids);
+            let evidence = first..self.fed + proposal.ids.len() as u32;
+            self.state = State::Awaiting(Verification::new(first, proposal));
+            evidence
         } else {
             0..0
         };
+        self.kept_rows = evidence.len() as u32;
         let begins = !self.has_begun();
         self.begun_at.get_or_insert(first_position);
         let start = begins.then(|| Start {
@@ -101,7 +125,7 @@ impl Running {
             sequence: sequence.id,
             run: self.run,
             first_position,
-            token_ids: self.admitted.token_ids(first_position..self.fed),
+            token_ids,
             table_offset,
             blocks: self.blocks.iter().skip(table_offset as usize).map(|block| block.id()).collect(),
             evidence,

@@ -60,7 +60,7 @@ impl Running {
     }
 
     /// Lets others find its blocks whose rows are all planned.
-    fn share_blocks(&mut self, pool: &BlockPool, kinds: &RowKinds) {
+    pub(super) fn share_blocks(&mut self, pool: &BlockPool, kinds: &RowKinds) {
         while (self.shared + 1) * BLOCK_ROWS <= self.fed {
             let Some(content) = self.content(kinds) else { return };
             let before = self.before();

@@ -9,7 +9,7 @@ use super::source;
 /// More than this is a sign that something should be computed instead.
 const MOST_KEYS: usize = 16;
 
-const GATEWAY: [&str; 13] = [
+const GATEWAY: [&str; 14] = [
     "listen",
     "http_listen",
     "model",
@@ -20,6 +20,7 @@ const GATEWAY: [&str; 13] = [
     "queue_requests",
     "queue_tokens",
     "tenants",
+    "speculation",
     "take_over",
     "beat_limit",
     "grace",

@@ -87,6 +87,7 @@ impl ChatRequest {
             priority: fields.take("priority")?,
             timeout: timeout(&mut fields)?,
             bypass_cache: fields.take("bypass_cache")?.unwrap_or(false),
+            bypass_speculation: fields.take("bypass_speculation")?.unwrap_or(false),
         };
         Ok(Self { generate, form })
     }

@@ -32,6 +32,7 @@ fn every_served_field_arrives() {
         "priority": -3,
         "timeout": 2.5,
         "bypass_cache": true,
+        "bypass_speculation": true,
         "stream": true,
         "stream_options": {"include_usage": true},
     }));
@@ -64,6 +65,7 @@ fn every_served_field_arrives() {
         priority: Some(-3),
         timeout: Some(prost_types::Duration { seconds: 2, nanos: 500_000_000 }),
         bypass_cache: true,
+        bypass_speculation: true,
     };
     assert_eq!(request, ChatRequest { generate: expected, form: Form::Events { usage: true } });
 }

@@ -5,6 +5,7 @@ mod groups;
 mod pipeline;
 mod prefix;
 mod properties;
+mod proposals;
 mod shards;
 mod sharing;
 mod traces;
@@ -42,6 +43,7 @@ fn request(id: SequenceId, prompt: u32, max_tokens: u32) -> NewSequence {
         deadline: None,
         // Most tests are about other things, and all their prompts begin alike.
         bypass_cache: true,
+        speculation: Speculation::Off,
         evidence,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::shards::{Shards, undisturbed};
+use super::shards::{Drawn, Shards, undisturbed};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -79,6 +79,7 @@ fn in_story(id: SequenceId, story: u32, prompt: u32, max_tokens: u32) -> NewSequ
         prompt: super::story(story, prompt).into(),
         tenant: TenantId(story % 2),
         bypass_cache: story == 0,
+        speculation: if id.is_multiple_of(4) { Speculation::Off } else { Speculation::Auto },
         ..request(id, prompt, max_tokens)
     }
 }
@@ -91,7 +92,7 @@ struct World {
     live: BTreeMap<SequenceId, NewSequence>,
     /// Epoch ends under its rows since its latest token.
     strikes: BTreeMap<SequenceId, u32>,
-    late: Vec<(RunId, u32)>,
+    late: Vec<Drawn>,
     last: SequenceId,
 }
 
@@ -135,8 +136,14 @@ impl World {
         }
     }
 
-    fn tokens(&mut self, tokens: Vec<(RunId, u32)>) {
-        for (run, token) in tokens {
+    fn tokens(&mut self, tokens: Vec<Drawn>) {
+        for Drawn { run, position, token } in tokens {
+            match self.scheduler.wanted(run, position) {
+                Wanted::Now => {}
+                Wanted::Later => panic!("it is the first of its run"),
+                // The run is over, or the row was fed what the text does not say.
+                Wanted::Never => continue,
+            }
             let sequence = self.scheduler.sequence(run);
             let committed = self.scheduler.token(run, token);
             let Some(id) = sequence else {
@@ -194,6 +201,7 @@ impl World {
                 let stage = Duration::from_millis(8 + u64::from(rows) / 2);
                 let turnaround = Some(Duration::from_millis(turnaround));
                 self.scheduler.observe(Pace { rows, stage, turnaround });
+                self.scheduler.observe_decoding(rows, stage);
             }
             Event::LeftFirstStage => {
                 if let Some(step) = self.shards.oldest() {
@@ -213,7 +221,7 @@ impl World {
 
     fn epoch_end(&mut self) {
         let late = std::mem::take(&mut self.late);
-        let late = late.into_iter().filter_map(|(run, _)| self.scheduler.sequence(run));
+        let late = late.into_iter().filter_map(|late| self.scheduler.sequence(late.run));
         let under_way: BTreeSet<_> = self.shards.under_way().into_iter().chain(late).collect();
         for id in under_way.into_iter().filter(|id| self.live.contains_key(id)) {
             *self.strikes.entry(id).or_default() += 1;

@@ -15,8 +15,18 @@ pub struct Shards {
     /// Prompt and answer so far of every sequence, as their readers know them.
     known: BTreeMap<SequenceId, Vec<u32>>,
     tenants: BTreeMap<SequenceId, TenantId>,
+    /// Positions of each that may be fed: all but the last.
+    most: BTreeMap<SequenceId, u32>,
     /// What the rows of each block hold.
     rows: BTreeMap<u32, Vec<Row>>,
+}
+
+/// What is drawn from the evidence of a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn {
+    pub run: RunId,
+    pub position: u32,
+    pub token: u32,
 }
 
 /// All that a row's numbers depend on: whose it is, and the id, the rope and the class of each row up to it.
@@ -48,12 +58,19 @@ struct Fed {
     prompt_len: u32,
     ids: Vec<u32>,
     blocks: Vec<u32>,
-    evidence_is_due: bool,
+    /// The most positions that may be fed.
+    most: u32,
+    /// Raw rows of its latest span.
+    kept_rows: usize,
 }
 
-/// The token that follows `ids`.
+/// The token that follows `ids`: mostly what stands three before, so that the text repeats itself for a while.
 pub fn next_token(ids: &[u32]) -> u32 {
-    ids.iter().fold(7, |hash, id| (hash ^ id).wrapping_mul(0x0100_0193).rotate_left(9)) % 1000
+    let hash = ids.iter().fold(7, |hash: u32, id| (hash ^ id).wrapping_mul(0x0100_0193).rotate_left(9));
+    match ids.len().checked_sub(3).and_then(|before| ids.get(before)) {
+        Some(before) if hash % 8 > 0 => *before,
+        _ => hash / 8 % 1000,
+    }
 }
 
 /// The answer of `count` tokens to a prompt that nobody disturbs.
@@ -75,6 +92,7 @@ impl Shards {
             in_flight: VecDeque::new(),
             known: BTreeMap::new(),
             tenants: BTreeMap::new(),
+            most: BTreeMap::new(),
             rows: BTreeMap::new(),
         }
     }
@@ -88,6 +106,7 @@ impl Shards {
     pub fn expect(&mut self, sequence: &NewSequence) {
         self.known.insert(sequence.id, sequence.prompt.to_vec());
         self.tenants.insert(sequence.id, sequence.tenant);
+        self.most.insert(sequence.id, sequence.prompt.len() as u32 + sequence.max_tokens - 1);
     }
 
     /// A reader got a token.
@@ -125,8 +144,8 @@ impl Shards {
 
     /// The epoch is over: all is forgotten but what readers know.
     pub fn forget(&mut self, limits: Limits) {
-        let (known, tenants) = (std::mem::take(&mut self.known), std::mem::take(&mut self.tenants));
-        *self = Self { known, tenants, ..Self::new(limits) };
+        let before = std::mem::replace(self, Self::new(limits));
+        *self = Self { known: before.known, tenants: before.tenants, most: before.most, ..Self::new(limits) };
     }
 
     /// A plan arrives; the sequences whose runs it ends.
@@ -150,7 +169,7 @@ impl Shards {
             self.take_span(span);
         }
         self.check_blocks(&step);
-        let slots = self.runs.values().filter(|fed| fed.evidence_is_due).count();
+        let slots: usize = self.runs.values().map(|fed| fed.kept_rows).sum();
         assert!(slots <= self.limits.logits_slots as usize, "{slots} raw rows");
         self.in_flight.push_back(step);
         self.check_in_flight(groups);
@@ -167,26 +186,39 @@ impl Shards {
                 prompt_len: start.prompt_len,
                 ids: start.prior_ids.clone(),
                 blocks: Vec::new(),
-                evidence_is_due: false,
+                most: self.most[&span.sequence],
+                kept_rows: 0,
             };
             assert!(self.runs.insert(span.run, fed).is_none(), "a run starts once");
         }
         let fed = self.runs.get_mut(&span.run).expect("a run starts before it goes on");
         let known = &self.known[&span.sequence];
         let first = span.first_position as usize;
-        assert_eq!((first, span.sequence), (fed.ids.len(), fed.sequence), "positions follow each other");
+        assert_eq!(span.sequence, fed.sequence);
+        // What was fed and is not what its reader got is dropped.
+        let held = fed.ids.iter().zip(known).take_while(|(fed, known)| fed == known).count();
+        assert_eq!(first, held.min(known.len() - 1), "positions follow each other");
+        fed.ids.truncate(first);
         fed.ids.extend(&span.token_ids);
-        assert_eq!(fed.ids[..], known[..fed.ids.len()], "what its reader knows is fed");
+        let told = fed.ids.len().min(known.len());
+        assert_eq!(fed.ids[..told], known[..told], "what its reader knows is fed");
         assert!(fed.prompt_len as usize <= known.len(), "the prompt stays the original");
         assert!(span.table_offset as usize <= fed.blocks.len(), "the table has no gap");
         fed.blocks.truncate(span.table_offset as usize);
         fed.blocks.extend(&span.blocks);
-        let needed = fed.ids.len().div_ceil(BLOCK_ROWS as usize);
-        assert_eq!(fed.blocks.len(), needed, "blocks are taken as positions are fed");
-        let end = fed.ids.len() as u32;
-        let wanted = if fed.ids.len() == known.len() { end - 1..end } else { 0..0 };
-        assert_eq!(span.evidence, wanted, "evidence of the last row that is known");
-        fed.evidence_is_due = !wanted.is_empty();
+        let needed = fed.ids.len().div_ceil(ROWS);
+        let taken = fed.blocks.len();
+        assert!((needed..=(fed.most as usize).div_ceil(ROWS)).contains(&taken), "{taken} blocks");
+        assert!(taken <= known.len().div_ceil(ROWS) + 1, "blocks are taken as positions are fed");
+        let (last, end) = (known.len() as u32 - 1, fed.ids.len() as u32);
+        assert!(end <= fed.most, "no more than the answer may have");
+        let wanted = if end > last { last..end } else { 0..0 };
+        assert_eq!(
+            span.evidence, wanted,
+            "evidence of the last row that is known, and of what is proposed behind it"
+        );
+        assert!(wanted.len() <= 1 || first as u32 == last, "only a decode row has a proposal behind it");
+        fed.kept_rows = wanted.len();
         let elsewhere = self.in_flight.iter().flat_map(|step| &step.spans);
         let mut with_evidence = elsewhere.filter(|other| !other.evidence.is_empty());
         assert!(!with_evidence.any(|other| other.run == span.run), "a decoding sequence is in one step");
@@ -204,6 +236,9 @@ impl Shards {
                 assert!(block < self.limits.blocks, "only blocks that there are");
                 assert!(written.insert(block), "written for one sequence at a time");
                 let rows = self.rows.entry(block).or_default();
+                if index * ROWS >= fed.ids.len() {
+                    continue; // Taken for a proposal that did not hold.
+                }
                 rows.truncate(first.saturating_sub(index * ROWS));
                 let positions = index * ROWS + rows.len()..fed.ids.len().min((index + 1) * ROWS);
                 rows.extend(positions.map(|position| row(fed, position, &self.limits.row_kinds)));
@@ -232,23 +267,27 @@ impl Shards {
     }
 
     /// The oldest step is done: its id and the tokens that its evidence gives, also of runs that are over.
-    pub fn finish_step(&mut self) -> Option<(StepId, Vec<(RunId, u32)>)> {
+    pub fn finish_step(&mut self) -> Option<(StepId, Vec<Drawn>)> {
         let step = self.in_flight.pop_front()?;
-        let due = step.spans.iter().filter(|span| !span.evidence.is_empty());
-        Some((step.id, due.map(|span| (span.run, self.token(span))).collect()))
+        Some((step.id, step.spans.iter().flat_map(|span| self.drawn(span)).collect()))
     }
 
     /// Evidence of the oldest step's rows comes before it is done everywhere.
-    pub fn answer_early(&mut self) -> Vec<(RunId, u32)> {
+    pub fn answer_early(&mut self) -> Vec<Drawn> {
         let Some(mut step) = self.in_flight.pop_front() else { return Vec::new() };
-        let due = step.spans.iter().filter(|span| !span.evidence.is_empty());
-        let due = due.map(|span| (span.run, self.token(span))).collect();
+        let due = step.spans.iter().flat_map(|span| self.drawn(span)).collect();
         step.spans.iter_mut().for_each(|span| span.evidence = 0..0);
         self.in_flight.push_front(step);
         due
     }
 
-    fn token(&self, span: &Span) -> u32 {
-        self.runs.get(&span.run).map_or(0, |fed| next_token(&fed.ids))
+    /// What is drawn from a span's evidence, in order of position.
+    fn drawn(&self, span: &Span) -> Vec<Drawn> {
+        let ids = self.runs.get(&span.run).map_or(&[][..], |fed| &fed.ids);
+        let token = |position: u32| ids.get(..=position as usize).map_or(0, next_token);
+        span.evidence
+            .clone()
+            .map(|position| Drawn { run: span.run, position, token: token(position) })
+            .collect()
     }
 }

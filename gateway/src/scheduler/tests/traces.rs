@@ -2,7 +2,7 @@
 //!
 //! Lines that begin with `>` are the script, all others are what it leads to; a test plays the script and compares the whole
 //! text. In a plan, `a 0..16` are rows of sequence a at these positions, `+2` says that two blocks of its table are told with
-//! them, `?` that evidence of the last row is wanted, and `end a` that a run of it is over for the stages. Steps of decode rows
+//! them, `?` that evidence of the last row is wanted, `ahead 2` that two proposed rows stand behind it, and `end a` that a run of it is over for the stages. Steps of decode rows
 //! that only go on from the one before stand in its line.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,6 +15,9 @@ struct Player {
     limits: Limits,
     scheduler: Scheduler,
     sent: VecDeque<Step>,
+    /// The tokens of each answer, 5 beyond, and how many of them were drawn.
+    answers: BTreeMap<SequenceId, Vec<u32>>,
+    drawn: BTreeMap<SequenceId, usize>,
     /// Whose runs the stages know.
     runs: BTreeMap<RunId, char>,
     text: String,
@@ -35,6 +38,8 @@ struct Rows {
     positions: std::ops::Range<u32>,
     blocks: usize,
     evidence: bool,
+    /// Rows that were proposed, beside the positions.
+    ahead: usize,
     /// Whether each was in a step of its own.
     decode: bool,
 }
@@ -57,10 +62,11 @@ impl std::fmt::Display for Line {
         let (first, last) = self.steps;
         let steps = if first == last { first.to_string() } else { format!("{first}-{last}") };
         let ended = self.ended.iter().map(|name| format!("end {name}"));
-        let spans = self.spans.iter().map(|Rows { name, positions, blocks, evidence, .. }| {
+        let spans = self.spans.iter().map(|Rows { name, positions, blocks, evidence, ahead, .. }| {
             let blocks = if *blocks > 0 { format!(" +{blocks}") } else { String::new() };
+            let ahead = if *ahead > 0 { format!(" ahead {ahead}") } else { String::new() };
             let evidence = if *evidence { "?" } else { "" };
-            format!("{name} {}..{}{blocks}{evidence}", positions.start, positions.end)
+            format!("{name} {}..{}{blocks}{ahead}{evidence}", positions.start, positions.end)
         });
         let parts: Vec<String> = ended.chain(spans).collect();
         writeln!(formatter, "  {steps}: {}", parts.join(", "))
@@ -74,6 +80,8 @@ fn check(trace: &str) {
         limits,
         scheduler: Scheduler::new(limits, QueueLimits { requests: 9, tokens: 1000 }),
         sent: VecDeque::new(),
+        answers: BTreeMap::new(),
+        drawn: BTreeMap::new(),
         runs: BTreeMap::new(),
         text: String::new(),
         line: None,
@@ -112,6 +120,13 @@ impl Player {
             ["submit", name, sizes, "cached"] => {
                 self.submit(name, sizes, |sequence| sequence.bypass_cache = false);
             }
+            ["submit", name, sizes, "speculating"] => {
+                self.submit(name, sizes, |sequence| sequence.speculation = Speculation::Auto);
+            }
+            ["answer", name, ref tokens @ ..] => {
+                let tokens = tokens.iter().map(|token| token.parse().unwrap()).collect();
+                self.answers.insert(u64::from(name.as_bytes()[0]), tokens);
+            }
             ["run"] => self.run(1),
             ["run", steps] => self.run(steps.parse().unwrap()),
             ["send"] => self.send(),
@@ -148,8 +163,16 @@ impl Player {
             self.send();
             let Some(step) = self.sent.pop_front() else { return };
             self.scheduler.step_done(step.id);
-            for span in step.spans.iter().filter(|span| !span.evidence.is_empty()) {
-                self.scheduler.token(span.run, 5);
+            for span in &step.spans {
+                for position in span.evidence.clone() {
+                    if self.scheduler.wanted(span.run, position) == Wanted::Now {
+                        let drawn = self.drawn.entry(span.sequence).or_default();
+                        let answer = self.answers.get(&span.sequence);
+                        let token = answer.and_then(|answer| answer.get(*drawn)).copied().unwrap_or(5);
+                        *drawn += 1;
+                        self.scheduler.token(span.run, token);
+                    }
+                }
             }
         }
     }
@@ -157,9 +180,12 @@ impl Player {
     fn send(&mut self) {
         while let Some(step) = self.scheduler.next_step() {
             let ended = step.ended.iter().map(|run| self.runs[run]).collect();
+            let ahead = |span: &Span| span.evidence.len().saturating_sub(1);
+            let end = |span: &Span| span.first_position + (span.token_ids.len() - ahead(span)) as u32;
             let rows = |span: &Span| Rows {
                 name: name(span.sequence),
-                positions: span.first_position..span.first_position + span.token_ids.len() as u32,
+                positions: span.first_position..end(span),
+                ahead: ahead(span),
                 blocks: span.blocks.len(),
                 evidence: !span.evidence.is_empty(),
                 decode: span.token_ids.len() == 1 && span.start.is_none(),
@@ -193,6 +219,11 @@ impl Player {
 #[test]
 fn what_begins_alike_is_computed_once() {
     check(include_str!("traces/prefix.txt"));
+}
+
+#[test]
+fn what_repeats_itself_is_computed_ahead() {
+    check(include_str!("traces/speculation.txt"));
 }
 
 #[test]

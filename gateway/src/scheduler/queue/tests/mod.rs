@@ -3,7 +3,7 @@ mod traces;
 
 use std::time::Duration;
 
-use super::super::EvidenceSpec;
+use super::super::{EvidenceSpec, Speculation};
 use super::*;
 
 fn queue(requests: u32, tokens: u64, weights: &[u32]) -> Queue {
@@ -21,6 +21,7 @@ fn sequence(id: SequenceId, tenant: u32, prompt: u32, max_tokens: u32) -> NewSeq
         arrived: Duration::ZERO,
         deadline: None,
         bypass_cache: false,
+        speculation: Speculation::Off,
         evidence: EvidenceSpec { setting_id: 0, top_k: 1 },
     }
 }
