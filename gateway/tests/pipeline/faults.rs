@@ -103,6 +103,31 @@ async fn a_reader_that_goes_away_frees_its_blocks() {
 }
 
 #[tokio::test]
+async fn when_all_readers_vanish_all_blocks_are_free_before_a_step_is_done() {
+    const STREAMS: u32 = 60;
+    let sandbox = Sandbox::with(shards(2, |shard| shard.kv_blocks = 200).await, |_| {}).await;
+    let mut streams = Vec::new();
+    for n in 0..STREAMS {
+        streams.push(sandbox.generate(ids([1 + n % 7, 2, 3], 200)).await.unwrap());
+    }
+    let mut client = sandbox.client.clone();
+    let mut kv = async || {
+        client.loads(asterism_proto::v1::LoadsRequest {}).await.unwrap().into_inner().kv_cache.unwrap()
+    };
+    assert!(kv().await.used_blocks > 0, "they run");
+    // Nothing is done any more from here on.
+    let control = &sandbox.shards[1].control;
+    control.send_modify(|control| control.paused = true);
+    let done = sandbox.shards[1].seen.borrow().steps;
+    drop(streams);
+    while kv().await.used_blocks > 0 {}
+    assert!(sandbox.shards[1].seen.borrow().steps <= done + 1, "within one step");
+    control.send_modify(|control| control.paused = false);
+    sandbox.assert_clean().await;
+    assert_eq!(kv().await.used_blocks, 0);
+}
+
+#[tokio::test]
 async fn queued_and_running_requests_survive_an_epoch() {
     // Room for one sequence at a time.
     let shards = shards(1, |shard| shard.logits_slots = 1).await;

@@ -95,6 +95,11 @@ impl Service {
         assert!(kill.success());
     }
 
+    /// Kills it (SIGKILL), and waits until it is gone.
+    pub async fn killed(mut self) {
+        bounded(self.child.kill()).await.expect("it can be killed");
+    }
+
     /// Waits for its end: the exit code, and what it said on standard error.
     pub async fn ended(&mut self) -> (Option<i32>, String) {
         let status = bounded(self.child.wait()).await.expect("it can be waited for");

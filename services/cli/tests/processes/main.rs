@@ -5,6 +5,7 @@
 mod command;
 mod golden;
 mod holders;
+mod kills;
 mod load;
 mod mistakes;
 mod pipeline;
