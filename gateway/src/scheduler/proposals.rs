@@ -55,7 +55,18 @@ impl Scheduler {
         let left = left(limits.rows, rows)
             .min(left(limits.evidence_rows, evidence_rows))
             .min(left(limits.logits_slots, slots));
-        Proposing { price: self.costs.price(decode_rows), rows: left }
+        Proposing { price: self.price(decode_rows), rows: left }
+    }
+
+    /// What one more row costs beside so many decode rows: what decode steps say, or what the slowest stage says of all its steps, if
+    /// that is more. The first sees evidence and the way there, but tells little where all steps are of one size; then chance
+    /// would make rows cheap.
+    fn price(&self, decode_rows: u32) -> Price {
+        let measured = self.costs.price(decode_rows);
+        let Some(line) = self.times.line() else { return measured };
+        let Some(per_row) = line.per_row else { return measured };
+        let rows = per_row * f64::from(decode_rows.max(1));
+        Price::new((rows / (line.fixed + rows)).max(measured.tokens()))
     }
 
     /// A proposal for a sequence whose next row is planned, with blocks for it.
