@@ -58,9 +58,9 @@ impl Scheduler {
         Proposing { price: self.price(decode_rows), rows: left }
     }
 
-    /// What one more row costs beside so many decode rows: what decode steps say, or what the slowest stage says of all its steps, if
-    /// that is more. The first sees evidence and the way there, but tells little where all steps are of one size; then chance
-    /// would make rows cheap.
+    /// What one more row costs beside so many decode rows: what decode steps say, or what the slowest stage says of all
+    /// its steps, if that is more. The first sees evidence and the way there, but tells little where all steps are of one
+    /// size; then chance would make rows cheap.
     fn price(&self, decode_rows: u32) -> Price {
         let measured = self.costs.price(decode_rows);
         let Some(line) = self.times.line() else { return measured };

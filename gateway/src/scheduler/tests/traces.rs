@@ -2,8 +2,8 @@
 //!
 //! Lines that begin with `>` are the script, all others are what it leads to; a test plays the script and compares the whole
 //! text. In a plan, `a 0..16` are rows of sequence a at these positions, `+2` says that two blocks of its table are told with
-//! them, `?` that evidence of the last row is wanted, `ahead 2` that two proposed rows stand behind it, and `end a` that a run of it is over for the stages. Steps of decode rows
-//! that only go on from the one before stand in its line.
+//! them, `?` that evidence of the last row is wanted, `ahead 2` that two proposed rows stand behind it, and `end a` that a run
+//! of it is over for the stages. Steps of decode rows that only go on from the one before stand in its line.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
