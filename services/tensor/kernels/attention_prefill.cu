@@ -8,6 +8,14 @@
 //
 // The blocks rest in the swizzle that the products read (prelude: kv_tiled_at with lines of 64 dims), so plain bulk
 // copies make a tile of them; queries are swizzled by their tensor map.
+//
+// What made it fast, in TFLOP/s of an H200 (64 heads of 128, prompts of 2,048 and 4,096 rows; all have the same bits):
+//   453 458  items dealt to blocks there and back; products and weights one after the other
+//   460 518  items drawn from a counter (Items)
+//   465 533  items dealt, but weights beside products (Consumer::next), descriptors in uniform registers (uniform), and
+//            no products by a fade of 1
+//   485 527  all of these
+//   493 558  and stores of 16 bytes (Consumer::store)
 #ifndef HEAD_DIM
 #define HEAD_DIM 128
 #endif
@@ -30,73 +38,7 @@ static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "lines of 64 dims, one or two")
 #define PART_BYTES (2 * EIGHT_BYTES)             // the keys, or values, of a block
 #define TILE_BYTES (TILE_KEYS * HEAD_DIM * ELEMENT_BYTES)
 #define QUERY_LINE_BYTES (TILE_ROWS * 128)       // 64 dims of all rows of a tile
-#define WARPGROUP 128
 #define CONSUMERS 2
-
-// === warpgroup products (wgmma) ===
-
-// Register lists: operands %0 to %31 and %63 in the text, and the floats of an array that they stand for.
-#define OPERANDS_32                                                                                  \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define OPERANDS_64                                                                                  \
-  OPERANDS_32                                                                                        \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "               \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define SUMS_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define SUMS_16(d, i) SUMS_4(d, i), SUMS_4(d, i + 4), SUMS_4(d, i + 8), SUMS_4(d, i + 12)
-#define SUMS_32(d) SUMS_16(d, 0), SUMS_16(d, 16)
-#define SUMS_64(d) SUMS_32(d), SUMS_16(d, 32), SUMS_16(d, 48)
-
-// A warpgroup's product of 64 rows, COLUMNS columns and a depth of 16; d: COLUMNS / 2 floats a thread.
-template <int COLUMNS> struct Product;
-template <> struct Product<64> {
-  // a and b in shared memory, both with the depth innermost; `add` 0: d is replaced.
-  DEVICE static void by_depth(float* d, u64 a, u64 b, int add) {
-    asm volatile(
-        "{.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" OPERANDS_32 "}, %32, %33, add, 1, 1, 0, 0;\n}"
-        : SUMS_32(d) : "l"(a), "l"(b), "r"(add));
-  }
-  // a in registers; b in shared memory with the columns innermost. Added to d.
-  DEVICE static void by_column(float* d, const u32* a, u64 b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" OPERANDS_32 "}, {%32, %33, %34, %35}, %36, "
-        "1, 1, 1, 1;"
-        : SUMS_32(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-  }
-};
-template <> struct Product<128> {
-  DEVICE static void by_depth(float* d, u64 a, u64 b, int add) {
-    asm volatile(
-        "{.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" OPERANDS_64 "}, %64, %65, add, 1, 1, 0, 0;\n}"
-        : SUMS_64(d) : "l"(a), "l"(b), "r"(add));
-  }
-  DEVICE static void by_column(float* d, const u32* a, u64 b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" OPERANDS_64 "}, {%64, %65, %66, %67}, %68, "
-        "1, 1, 1, 1;"
-        : SUMS_64(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-  }
-};
-DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> DEVICE void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-// Keeps the compiler from reading sums before the wait above it.
-template <int COUNT> DEVICE void products_settle(float* d) {
-#pragma unroll
-  for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(d[i])::"memory");
-}
-// Waits for the 128 threads that name the same barrier.
-DEVICE void warpgroup_wait(int barrier) { asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory"); }
-// Describes a matrix of 128-byte-swizzled atoms: `line`, from 64 columns to the next (where columns are innermost);
-// `eight`, from 8 rows to the next. In bytes; a descriptor counts in 16.
-DEVICE u64 atoms(u32 at, u32 line, u32 eight) {
-  return (u64)((at & 0x3ffff) >> 4) | ((u64)(line >> 4) << 16) | ((u64)(eight >> 4) << 32) | ((u64)1 << 62);
-}
 
 // === a thread's two rows (g and g + 8 of its warp's 16) ===
 
@@ -170,10 +112,14 @@ template <int KEYS> DEVICE void begin_values(float* sums, const u32* weights, u3
 
 // === the ring ===
 
+// A tile and a head of queries. Head -1: there are no more.
+struct Item { Tile tile; int head; };
+
 // Barriers of a block: `full` ones tell the consumers, `empty` ones the producer.
 struct Ring {
   u32 queries, keys, values;  // shared memory
   u32 barriers;
+  Item* items;  // the one at work and the next, as the producer drew them
   DEVICE u32 queries_full() const { return barriers; }
   DEVICE u32 queries_empty() const { return barriers + 8; }
   DEVICE u32 tail_landed() const { return barriers + 16; }
@@ -181,6 +127,8 @@ struct Ring {
   DEVICE u32 keys_empty(u32 stage) const { return barriers + 24 + (STAGES + stage) * 8; }
   DEVICE u32 values_full(u32 stage) const { return barriers + 24 + (2 * STAGES + stage) * 8; }
   DEVICE u32 values_empty(u32 stage) const { return barriers + 24 + (3 * STAGES + stage) * 8; }
+  // Written and read where the queries are. Two do, as two phases do: no warp falls behind by two rounds.
+  DEVICE Item& item(u32 round) const { return items[round & 1]; }
 };
 #define BARRIERS (3 + 4 * STAGES)
 
@@ -192,18 +140,24 @@ struct Cursor {
   }
 };
 
-// The items of a launch: tile by tile as they come (longest first), their heads side by side, dealt to blocks there
-// and back, so that each gets long and short ones.
-struct Item { Tile tile; int head; };
+// The items of a launch: heads in sets, whose keys and values rest in the L2 cache together where they can; in a set
+// tile by tile as they come (longest first), its heads side by side. A block begins with the item of its own number and
+// draws on: no count of tiles beforehand tells how long an item takes while others use the same memory.
 struct Items {
   const Tile* tiles;
-  int tiles_count, heads;
-  DEVICE bool at(int round, Item& item) const {
-    int place = (round & 1) ? gridDim.x - 1 - blockIdx.x : blockIdx.x, index = round * gridDim.x + place;
-    if (index >= tiles_count * heads) return false;
-    item.tile = tiles[index / heads];
-    item.head = index % heads;
-    return true;
+  int tiles_count, heads, set;
+  u32* drawn;  // by all blocks: 0 between launches
+  DEVICE int count() const { return tiles_count * heads; }
+  // Every item is followed by one draw, and no block is without an item: the last of `count` draws makes it 0 again.
+  DEVICE int draw() const {
+    int before = atomicAdd(drawn, 1);
+    if (before == count() - 1) *drawn = 0;
+    return gridDim.x + before;
+  }
+  DEVICE Item at(int index) const {
+    int set_items = tiles_count * set, first = index / set_items * set, wide = min(set, heads - first);
+    int within = index % set_items;
+    return {tiles[within / wide], first + within % wide};
   }
 };
 
@@ -222,9 +176,9 @@ DEVICE void produce(const Ring& ring, const Items& items, const TensorMap* queri
                     const int* __restrict__ blocks, int group) {
   int lane = threadIdx.x & 31, kv_heads = items.heads / group;
   Cursor cursor = {0, 0};
-  u32 tails = 0;
-  Item item;
-  for (int round = 0; items.at(round, item); round++) {
+  u32 tails = 0, round = 0;
+  for (int index = blockIdx.x; index < items.count(); round++) {
+    Item item = items.at(index);
     const Tile& tile = item.tile;
     int last = tile.first_position + tile.rows - 1, last_block = last / BLOCK_ROWS;
     const int* table = blocks + tile.blocks_at;
@@ -244,6 +198,7 @@ DEVICE void produce(const Ring& ring, const Items& items, const TensorMap* queri
       if (first == 0) {
         barrier_wait(ring.queries_empty(), (round & 1) ^ 1);
         if (lane == 0) {
+          ring.item(round) = item;
           barrier_expect(ring.queries_full(), TILE_ROWS * HEAD_DIM * ELEMENT_BYTES);
 #pragma unroll
           for (int line = 0; line < HEAD_DIM / 64; line++) {
@@ -270,6 +225,14 @@ DEVICE void produce(const Ring& ring, const Items& items, const TensorMap* queri
         if (lane == 0) barrier_arrive(full);
       }
     }
+    int drawn = 0;
+    if (lane == 0) drawn = items.draw();
+    index = __shfl_sync(~0u, drawn, 0);
+  }
+  barrier_wait(ring.queries_empty(), (round & 1) ^ 1);
+  if (lane == 0) {
+    ring.item(round).head = -1;
+    barrier_arrive(ring.queries_full());
   }
 }
 
@@ -327,20 +290,28 @@ struct Consumer {
     products_settle<KEYS / 2>(scores);
     free_scored(tile);
     scores_to_weights<KEYS>(scores, tile);
+    // The wait stands in both branches, because the assembler (ptxas 13.0) moves one that follows straight on in front
+    // of the weights' arithmetic, and then products and weights take turns instead of running side by side. What it
+    // branches on is of use too: where no row of the warp has a new peak, the product by a fade of 1 is left out.
+    if (__any_sync(~0u, rows.fade[0] != 1.f || rows.fade[1] != 1.f)) {
+      end_values(before);
+#pragma unroll
+      for (int i = 0; i < HEAD_DIM / 2; i++) sums[i] = __fmul_rn(sums[i], rows.fade[(i >> 1) & 1]);
+    } else {
+      end_values(before);
+    }
+    pack_weights<KEYS>(weights, scores);
+  }
+  DEVICE void end_values(const Cursor& of) {
     products_wait<0>();
     products_settle<HEAD_DIM / 2>(sums);
-    free_values(before);
-    pack_weights<KEYS>(weights, scores);
-#pragma unroll
-    for (int i = 0; i < HEAD_DIM / 2; i++) sums[i] = __fmul_rn(sums[i], rows.fade[(i >> 1) & 1]);
+    free_values(of);
   }
   // The last tile's sums.
   template <int KEYS> DEVICE void last() {
     barrier_wait(ring.values_full(cursor.stage), cursor.phase);
     begin_values<KEYS>(sums, weights, ring.values + cursor.stage * TILE_BYTES);
-    products_wait<0>();
-    products_settle<HEAD_DIM / 2>(sums);
-    free_values(cursor);
+    end_values(cursor);
     cursor.step();
   }
   // A tile that no row of this warpgroup sees. Its barriers are waited for all the same, by all warps (which products
@@ -377,44 +348,60 @@ struct Consumer {
     else last<TILE_KEYS>();
   }
 
-  // Writes the rows that exist: `out` is this thread's first element, `exists` how many rows are left from its first.
+  // Writes the rows that exist: `out` is the first element of this thread's first row, `exists` how many rows are left
+  // from that on. The four lanes of a row, which have two neighbours of every eight elements, exchange theirs, so that
+  // each writes whole eights.
   DEVICE void store(u16* out, u64 stride, int exists) {
+    int mine = threadIdx.x & 3;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       float sum = rows.sum[r];
       sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
       sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
       float inverse = 1.f / sum;
-      if (exists <= r * 8) continue;
       u16* row = out + r * 8 * stride;
 #pragma unroll
-      for (int i = 0; i < HEAD_DIM / 8; i++) {
-        const float* pair = sums + i * 4 + r * 2;
-        *(u32*)(row + i * 8) = pack(__fmul_rn(pair[0], inverse), __fmul_rn(pair[1], inverse));
+      for (int i = 0; i < HEAD_DIM / 8; i += 4) {
+        u32 pairs[4], eight[4];  // mine of four eights; one eight
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          const float* pair = sums + (i + j) * 4 + r * 2;
+          pairs[j] = pack(__fmul_rn(pair[0], inverse), __fmul_rn(pair[1], inverse));
+        }
+        // Lanes that differ by k give each other the pair of the other's eight. Written without indices that are not
+        // known: the arrays live in registers.
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          int other = mine ^ k;
+          u32 given = other & 2 ? (other & 1 ? pairs[3] : pairs[2]) : (other & 1 ? pairs[1] : pairs[0]);
+          u32 got = __shfl_xor_sync(~0u, given, k);
+#pragma unroll
+          for (int at = 0; at < 4; at++) eight[at] = other == at ? got : eight[at];
+        }
+        if (exists > r * 8) *(uint4*)(row + (i + mine) * 8) = make_uint4(eight[0], eight[1], eight[2], eight[3]);
       }
     }
   }
 };
 
-DEVICE void consume(const Ring& ring, const Items& items, float scale, u16* out) {
-  int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, lane = thread & 31;
+DEVICE void consume(const Ring& ring, int heads, float scale, u16* out) {
+  int group = uniform(threadIdx.x / WARPGROUP - 1), thread = threadIdx.x % WARPGROUP, lane = thread & 31;
   int row = group * GROUP_ROWS + (thread >> 5) * 16 + (lane >> 2);
   u32 queries = ring.queries + group * (GROUP_ROWS / 8) * ATOM_BYTES;
   Consumer consumer = {ring, group, scale, queries, thread == 0, {0, 0}, (lane & 3) * 2};
-  u64 stride = (u64)items.heads * HEAD_DIM;
-  Item item, next;
-  bool more = items.at(0, next);
-  for (int round = 0; more; round++) {
-    item = next;
-    more = items.at(round + 1, next);  // on its way while this one is computed
-    const Tile& tile = item.tile;
-    int tiles = (tile.first_position + tile.rows - 1) / TILE_KEYS + 1, done = 0;
-    int mine = min(GROUP_ROWS, tile.rows - group * GROUP_ROWS);
+  u64 stride = (u64)heads * HEAD_DIM;
+  for (u32 round = 0;; round++) {
     barrier_wait(ring.queries_full(), round & 1);
+    const Item& item = ring.item(round);
+    int head = uniform(item.head), tile_rows = uniform(item.tile.rows), first_row = uniform(item.tile.first_row);
+    int first_position = uniform(item.tile.first_position);
+    if (head < 0) break;
+    int tiles = (first_position + tile_rows - 1) / TILE_KEYS + 1, done = 0;
+    int mine = min(GROUP_ROWS, tile_rows - group * GROUP_ROWS);
     if (mine > 0) {
-      consumer.first_position = tile.first_position + group * GROUP_ROWS;
-      consumer.position[0] = tile.first_position + row;
-      consumer.position[1] = tile.first_position + row + 8;
+      consumer.first_position = first_position + group * GROUP_ROWS;
+      consumer.position[0] = first_position + row;
+      consumer.position[1] = first_position + row + 8;
       int end = consumer.first_position + mine - 1;
       consumer.attend(end);
       done = end / TILE_KEYS + 1;
@@ -423,26 +410,25 @@ DEVICE void consume(const Ring& ring, const Items& items, float scale, u16* out)
       if (thread == 0) barrier_arrive(ring.queries_empty());
     }
     for (; done < tiles; done++) consumer.pass();
-    if (mine > 0) {
-      u16* to = out + (u64)(tile.first_row + row) * stride + item.head * HEAD_DIM + (lane & 3) * 2;
-      consumer.store(to, stride, tile.rows - row);
-    }
+    if (mine > 0) consumer.store(out + (first_row + row) * stride + head * HEAD_DIM, stride, tile_rows - row);
   }
 }
 
-// Grid: up to one block a multiprocessor, each taking items in turn. Block: a warpgroup whose first warp copies, and
-// two that compute 64 rows each. Shared memory: 1,024 bytes to align, queries, STAGES tiles of keys and of values.
+// Grid: up to one block a multiprocessor, and no more than there are items. Block: a warpgroup whose first warp copies,
+// and two that compute 64 rows each. Shared memory: 1,024 bytes to align, queries, STAGES tiles of keys and of values.
 extern "C" __global__ void __launch_bounds__((1 + CONSUMERS) * WARPGROUP, 1)
 attention_prefill_bf16(const __grid_constant__ TensorMap queries, const u8* kv, const Tile* tiles, int tiles_count,
-                       const int* blocks, int heads, int group, u16* out, float scale) {
+                       const int* blocks, int heads, int group, u16* out, float scale, int set, u32* drawn) {
   extern __shared__ __align__(1024) u8 memory[];
   __shared__ __align__(8) u64 barriers[BARRIERS];
+  __shared__ Item drawn_items[2];
   Ring ring;
   ring.queries = (shared_address(memory) + ATOM_BYTES - 1) & ~(u32)(ATOM_BYTES - 1);
   ring.keys = ring.queries + TILE_ROWS * HEAD_DIM * ELEMENT_BYTES;
   ring.values = ring.keys + STAGES * TILE_BYTES;
   ring.barriers = shared_address(barriers);
-  Items items = {tiles, tiles_count, heads};
+  ring.items = drawn_items;
+  Items items = {tiles, tiles_count, heads, set, drawn};
   if (threadIdx.x == 0) {
     barrier_init(ring.queries_full(), 1);
     barrier_init(ring.queries_empty(), CONSUMERS);
@@ -462,7 +448,7 @@ attention_prefill_bf16(const __grid_constant__ TensorMap queries, const u8* kv, 
     if (threadIdx.x < 32) produce(ring, items, &queries, kv, blocks, group);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-    consume(ring, items, scale, out);
+    consume(ring, heads, scale, out);
   }
 }
 #endif

@@ -3,7 +3,7 @@
 
 mod support;
 
-use asterism_tensor::{Compute, Device};
+use asterism_tensor::{BLOCK_ROWS, Compute, Device};
 use support::sequence::{Chunk, Sequence, Shape, alone, deal_blocks, poisoned_pool, step, tables};
 use support::{Rng, assert_near, best, gpus};
 
@@ -40,7 +40,8 @@ fn prompt(shape: &Shape, rng: &mut Rng, len: usize) -> Sequence {
 
 /// All rows of prompts that are cut at `ends`, a step after the other, in a pool that holds NaN.
 fn cut(device: &Device, shape: &Shape, prompts: &mut [Sequence], ends: &[Vec<usize>]) -> Vec<Vec<u32>> {
-    let blocks = 64;
+    let needed: usize = prompts.iter().map(|prompt| prompt.qkv.len().div_ceil(BLOCK_ROWS)).sum();
+    let blocks = needed + 8;
     deal_blocks(&mut Rng(9), prompts, blocks);
     let longest = prompts.iter().map(|prompt| prompt.qkv.len()).max().unwrap();
     let tables = tables(device, shape.head_dim / 2, longest);
@@ -114,5 +115,18 @@ fn long_prompts_are_the_same_in_one_step_and_in_many() {
             let ends: Vec<usize> = (1..=20).map(|step| 50 * step).collect();
             assert!(whole == cut(&device, &shape, &mut prompts, &[ends]), "{shape:?}");
         }
+    }
+}
+
+/// More keys and values than a card's cache holds, so that the heads are taken in sets, the last of fewer heads; the first
+/// rows are computed without sets too.
+#[test]
+fn long_prompts_are_the_same_with_their_heads_in_sets() {
+    let mut rng = Rng(24);
+    for device in gpus() {
+        let shape = Shape { heads: 40, kv_heads: 40, head_dim: 128, compute: Compute::Bf16 };
+        let mut prompts = [prompt(&shape, &mut rng, 3300)];
+        let whole = cut(&device, &shape, &mut prompts, &[vec![3300]]);
+        assert!(whole == cut(&device, &shape, &mut prompts, &[vec![700, 1003, 3300]]), "{shape:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cuda::Cuda;
-use crate::cuda::attention::prefill::{Prefill, PrefillWork};
+use crate::cuda::attention::prefill::{Drawn, Prefill, PrefillWork};
 use crate::cuda::card::Card;
 use crate::cuda::kv::KvLayout;
 use crate::cuda::rows::CudaRows;
@@ -35,6 +35,7 @@ pub struct TiledKernels {
 pub struct TiledPool {
     kernels: Arc<TiledKernels>,
     scratch: decode::Scratch,
+    drawn: Drawn,
 }
 
 /// One layer's attention, as kernels take it: addresses on the card, shapes that were checked.
@@ -81,7 +82,8 @@ impl Kernels {
                 kernels
             }
         };
-        Ok(Some(TiledPool { kernels, scratch: decode::Scratch::new(card, spec, blocks)? }))
+        let scratch = decode::Scratch::new(card, spec, blocks)?;
+        Ok(Some(TiledPool { kernels, scratch, drawn: Drawn::new(card)? }))
     }
 }
 
@@ -126,11 +128,12 @@ impl Cuda {
             let rows = if plan.tiles > 0 { plan.generals } else { qkv.rows().min(rows.room.rows) };
             self.attention.general.run(self.card(), &work, tables, rows)?;
         }
-        let Some(TiledPool { kernels, scratch }) = kv.tiled() else { return Ok(()) };
+        let Some(TiledPool { kernels, scratch, drawn }) = kv.tiled() else { return Ok(()) };
         if plan.tiles > 0 {
             let (tiles, blocks) = (placed.tiles(), placed.words());
-            let work = PrefillWork { qkv, kv: (kv, layer), tiles, tile_count: plan.tiles, blocks, scale };
-            kernels.prefill.launch(self.card(), &work, out)?;
+            let (tile_count, keys) = (plan.tiles, plan.tile_keys);
+            let work = PrefillWork { qkv, kv: (kv, layer), tiles, tile_count, keys, blocks, scale };
+            kernels.prefill.launch(self.card(), &work, drawn, out)?;
         }
         if plan.units > 0 || plan.tiles == 0 {
             kernels.decode.run(self.card(), &work, scratch)?;

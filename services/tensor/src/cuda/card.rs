@@ -21,6 +21,7 @@ pub struct Card {
     name: String,
     capability: (u32, u32),
     multiprocessors: u32,
+    l2_bytes: u32,
     libraries: Libraries,
     /// Operations.
     pub compute: Stream,
@@ -61,6 +62,7 @@ impl Card {
             return Err(TensorError::OldCard { name, capability });
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let l2_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
         let context = Context::open(device)?;
         Ok(Card {
             compute: Stream::new(&context)?,
@@ -71,6 +73,7 @@ impl Card {
             name,
             capability,
             multiprocessors,
+            l2_bytes,
             libraries,
         })
     }
@@ -98,6 +101,11 @@ impl Card {
     /// How many multiprocessors it has.
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Bytes of its L2 cache, which all multiprocessors share.
+    pub fn l2_bytes(&self) -> usize {
+        self.l2_bytes as usize
     }
 
     /// Bytes of its memory: free, and in all.

@@ -119,7 +119,7 @@ impl Compiler {
 
 /// All that is compiled for a theme.
 fn source(theme: Theme) -> String {
-    format!("#line 1 \"prelude.cu\"\n{}\n#line 1 \"{}.cu\"\n{}", theme::PRELUDE, theme.name(), theme.source())
+    theme.files().iter().map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n")).collect()
 }
 
 /// The kind of entry in the cache: one for each theme, target and set of definitions.

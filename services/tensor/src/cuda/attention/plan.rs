@@ -105,6 +105,8 @@ pub struct Shape {
 pub struct Plan {
     pub units: usize,
     pub tiles: usize,
+    /// Keys that tiles read, those of a span once.
+    pub tile_keys: usize,
     pub generals: usize,
     /// Rows that units belong to.
     pub unit_rows: usize,
@@ -256,7 +258,7 @@ impl Writer<'_> {
         let stored_rows = (0..span.rows).filter(|row| as_stored(*row)).count();
         let blocks_at = if stored_rows > 0 { self.blocks(span)? } else { 0 };
         let pairs_at = if stored_rows < span.rows { self.pairs(span)? } else { 0 };
-        let mut row = 0;
+        let (mut row, mut tile_keys) = (0, 0);
         while row < span.rows {
             if !as_stored(row) {
                 self.general(span, row, pairs_at);
@@ -266,11 +268,13 @@ impl Writer<'_> {
                 let end = (row..most).find(|row| !as_stored(*row)).unwrap_or(most);
                 self.tile(span, row..end, blocks_at);
                 row = end;
+                tile_keys = span.first_position + end;
             } else {
                 self.units(span, row, blocks_at);
                 row += 1;
             }
         }
+        self.plan.tile_keys += tile_keys;
         Ok(())
     }
 

@@ -1,5 +1,17 @@
 //! The files of kernels, and the definitions that they are compiled with.
 
+/// A file's name and text.
+pub type File = (&'static str, &'static str);
+
+macro_rules! file {
+    ($name:literal) => {
+        ($name, include_str!(concat!("../../../kernels/", $name)))
+    };
+}
+
+/// What stands before every theme.
+const PRELUDE: File = file!("prelude.cu");
+
 /// A file of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Theme {
@@ -48,21 +60,19 @@ impl Theme {
         }
     }
 
-    pub(super) fn source(self) -> &'static str {
+    /// What it is compiled out of, in this order: names and texts.
+    pub(super) fn files(self) -> &'static [File] {
         match self {
-            Theme::Elementwise => include_str!("../../../kernels/elementwise.cu"),
-            Theme::Rope => include_str!("../../../kernels/rope.cu"),
-            Theme::Gemm => include_str!("../../../kernels/gemm.cu"),
-            Theme::Pack => include_str!("../../../kernels/pack.cu"),
-            Theme::Attention => include_str!("../../../kernels/attention.cu"),
-            Theme::AttentionDecode => include_str!("../../../kernels/attention_decode.cu"),
-            Theme::AttentionPrefill => include_str!("../../../kernels/attention_prefill.cu"),
-            Theme::AttentionPrefillMma => include_str!("../../../kernels/attention_prefill_mma.cu"),
-            Theme::Evidence => include_str!("../../../kernels/evidence.cu"),
-            Theme::Probe => include_str!("../../../kernels/probe.cu"),
+            Theme::Elementwise => &[PRELUDE, file!("elementwise.cu")],
+            Theme::Rope => &[PRELUDE, file!("rope.cu")],
+            Theme::Gemm => &[PRELUDE, file!("gemm.cu")],
+            Theme::Pack => &[PRELUDE, file!("pack.cu")],
+            Theme::Attention => &[PRELUDE, file!("attention.cu")],
+            Theme::AttentionDecode => &[PRELUDE, file!("attention_decode.cu")],
+            Theme::AttentionPrefill => &[PRELUDE, file!("wgmma.cu"), file!("attention_prefill.cu")],
+            Theme::AttentionPrefillMma => &[PRELUDE, file!("attention_prefill_mma.cu")],
+            Theme::Evidence => &[PRELUDE, file!("evidence.cu")],
+            Theme::Probe => &[PRELUDE, file!("probe.cu")],
         }
     }
 }
-
-/// What stands before every theme.
-pub(super) const PRELUDE: &str = include_str!("../../../kernels/prelude.cu");

@@ -147,6 +147,13 @@ impl Laid {
             }
             assert_eq!(kinds.insert(general.row as usize, Kind::General), None);
         }
+        let keys_of = |span: &PlacedSpan| {
+            let own = tiles.iter().filter(|tile| {
+                (span.first_row..span.first_row + span.rows).contains(&(tile.first_row as usize))
+            });
+            own.map(|tile| (tile.first_position + tile.rows) as usize).max().unwrap_or(0)
+        };
+        assert_eq!(self.plan.tile_keys, spans.iter().map(keys_of).sum::<usize>());
         let ends: Vec<i32> = tiles.iter().map(|tile| tile.first_position + tile.rows).collect();
         assert!(ends.is_sorted_by(|a, b| a >= b), "the longest tiles come first");
         assert!(units.is_sorted_by(|a, b| a.keys >= b.keys), "the longest units come first");
