@@ -17,52 +17,52 @@ DEVICE void convert(const S* from, D* to, u64 count) {
   }
 }
 
-// Some rows of a tensor that has inputs first, and where they go.
+// A run of elements of a tensor that has inputs first, and where they go.
 struct Transpose {
-  const void* from;   // [rows, columns]
+  const void* from;   // elements first .. first + count of [inputs, columns], row-major; rows may be cut at both ends
   void* to;           // the group's first output in [outputs, inputs]
   const u32* select;  // the tensor's column of each output; null: the same
   u64 inputs;
-  u64 first_input;    // the first row's input
-  u32 rows;
-  u32 first_column;   // of the tensor, where only some of its columns are here
-  u32 columns;
-  u32 outputs;        // outputs of the group
+  u64 first;
+  u64 count;
+  u32 columns;        // of the tensor
+  u32 outputs;        // of the group
 };
 
 // 64 inputs by 64 outputs a block, through shared memory, so that both sides run along memory.
-// grid: (tiles of outputs, tiles of rows), 256 threads.
+// grid: (tiles of outputs, tiles of the rows from that of the first element to that of the last), 256 threads.
 template <typename S, typename D>
 DEVICE void transpose(const Transpose& call) {
   __shared__ D tile[64][64 + 4 / sizeof(D)];
   const S* from = (const S*)call.from;
   D* to = (D*)call.to;
   u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  u32 output0 = blockIdx.x * 64, row0 = blockIdx.y * 64;
-  // The column here of an output; not below `columns` where it is elsewhere.
-  auto source = [&](u32 output) {
+  u32 output0 = blockIdx.x * 64;
+  u64 row0 = call.first / call.columns + blockIdx.y * 64;
+  // An output's column; none has the last number.
+  auto column_of = [&](u32 output) {
     if (output >= call.outputs) return ~0u;
-    return (call.select ? call.select[output] : output) - call.first_column;
+    return call.select ? call.select[output] : output;
   };
+  // Where an element is in the run; not below `count` where it is elsewhere.
+  auto place = [&](u64 row, u32 column) { return row * call.columns + column - call.first; };
 #pragma unroll
   for (u32 half = 0; half < 2; half++) {
-    u32 column = source(output0 + half * 32 + lane);
+    u32 column = column_of(output0 + half * 32 + lane);
     for (u32 line = warp; line < 64; line += 8) {
-      bool here = column < call.columns && row0 + line < call.rows;
-      if (here) {
-        float x = value(from[(u64)(row0 + line) * call.columns + column]);
-        tile[line][half * 32 + lane] = Element<D>::round(x);
-      }
+      u64 at = place(row0 + line, column);
+      if (column != ~0u && at < call.count) tile[line][half * 32 + lane] = Element<D>::round(value(from[at]));
     }
   }
   __syncthreads();
   for (u32 line = warp; line < 64; line += 8) {
     u32 output = output0 + line;
-    if (source(output) >= call.columns) continue;
+    u32 column = column_of(output);
+    if (column == ~0u) continue;
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
       u32 row = half * 32 + lane;
-      if (row0 + row < call.rows) to[output * call.inputs + call.first_input + row0 + row] = tile[row][line];
+      if (place(row0 + row, column) < call.count) to[output * call.inputs + row0 + row] = tile[row][line];
     }
   }
 }

@@ -165,7 +165,9 @@ impl Device {
     ) -> Result<Embedding, TensorError> {
         match self {
             Device::Cpu(_) => Embedding::from_bytes(dtype, shape, bytes, compute),
-            Device::Cuda(cuda) => cuda.embedding(dtype, shape, bytes, compute),
+            Device::Cuda(_) => {
+                self.send_weights(|sender| sender.embedding(dtype, shape, Box::new(bytes), compute))
+            }
         }
     }
 
@@ -238,8 +240,7 @@ impl Device {
     }
 
     /// Finds and keeps the fastest way to multiply by each of `matrices` for every number of rows up to `rows`, so that
-    /// nothing has to be found out later. `out` is the type of the products. Called when all weights are loaded: memory that
-    /// loading took is given back.
+    /// nothing has to be found out later. `out` is the type of the products.
     pub fn prepare_matmul(&self, matrices: &[&Matrix], rows: usize, out: Dtype) -> Result<(), TensorError> {
         match self {
             Device::Cpu(_) => Ok(()),

@@ -91,6 +91,15 @@ pub enum TensorError {
         /// The values given.
         got: usize,
     },
+    /// Elements of weights that were to be sent to a card could not be read.
+    #[error(transparent)]
+    Elements {
+        /// Why not, in the words of whoever reads them.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// More weights for a sending that an error has ended already; that error is what comes out of it.
+    #[error("the sending of weights has ended")]
+    SendingEnded,
     /// Values of different devices, or of another than the operation's.
     #[error("a value lives on another device than the operation runs on")]
     OtherDevice,

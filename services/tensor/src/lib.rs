@@ -28,11 +28,12 @@ mod rows;
 mod storage;
 mod synthetic;
 mod tensor;
+mod weights;
 
 pub use cpu::isa::Isa;
 pub use cpu::pack::{Columns, Layout};
 pub use cpu::probe::Limits;
-pub use cuda::{Counters, CudaLimits, CudaOptions, Graphs, KernelReport, MatmulPlans};
+pub use cuda::{Counters, CudaLimits, CudaOptions, Graphs, KernelReport, MatmulPlans, Sender, senders};
 pub use device::{CpuOptions, Device};
 pub use dtype::{Compute, Dtype};
 pub use edge::{Edge, EdgeBuffer, EdgeBytes, EdgeRoom, Staged, StepTimes};
@@ -45,3 +46,4 @@ pub use rope::{RopeTable, RopeTables};
 pub use rows::{Indices, Rows, RowsRoom};
 pub use synthetic::{SyntheticColumns, SyntheticKey, SyntheticMatrix};
 pub use tensor::{Tensor, Vector};
+pub use weights::{Elements, KeptColumns, PART};

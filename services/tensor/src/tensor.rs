@@ -147,7 +147,7 @@ impl Tensor {
 
 impl Vector {
     /// The little-endian elements in `bytes`, widened exactly; under [`Compute::Bf16`] rounded to bf16 first.
-    pub(crate) fn from_bytes(dtype: Dtype, bytes: &[u8], compute: Compute) -> Result<Vector, TensorError> {
+    pub fn from_bytes(dtype: Dtype, bytes: &[u8], compute: Compute) -> Result<Vector, TensorError> {
         check_eq("vector", "bytes beyond whole elements", bytes.len() % dtype.bytes(), 0)?;
         let values = bytes.chunks_exact(dtype.bytes()).map(|element| {
             let value = widen(dtype, element);
@@ -176,8 +176,7 @@ impl Vector {
 
     /// The same vector, on a card too.
     pub(crate) fn on_card(self, context: &Arc<Context>) -> Result<Vector, TensorError> {
-        let memory = DeviceMemory::zeroed(context, self.values.len() * size_of::<f32>())?;
-        memory.write(0, bytemuck::cast_slice(&self.values))?;
+        let memory = DeviceMemory::holding(context, bytemuck::cast_slice(&self.values))?;
         Ok(Vector { values: self.values, card: Some(memory) })
     }
 

@@ -60,11 +60,7 @@ impl Columns<'_> {
 
     /// Whether the bytes hold what is said of them, for `inputs` rows.
     pub(crate) fn check(&self, inputs: usize) -> Result<(), TensorError> {
-        let bytes = inputs.checked_mul(self.outputs).and_then(|count| count.checked_mul(self.dtype.bytes()));
-        if bytes != Some(self.bytes.len()) {
-            let got = self.bytes.len();
-            return Err(TensorError::WeightBytes { inputs, outputs: self.outputs, dtype: self.dtype, got });
-        }
+        check_size([inputs, self.outputs], self.dtype, self.bytes.len())?;
         let outside = |column: &&u32| **column as usize >= self.outputs;
         match self.select.and_then(|select| select.iter().find(outside)) {
             Some(&column) => Err(TensorError::Column { column, columns: self.outputs }),
@@ -75,6 +71,15 @@ impl Columns<'_> {
     fn source(&self, index: usize) -> usize {
         self.select.map_or(index, |select| select[index] as usize)
     }
+}
+
+/// Whether `got` bytes are a weight tensor of this size.
+pub(crate) fn check_size([inputs, outputs]: [usize; 2], dtype: Dtype, got: usize) -> Result<(), TensorError> {
+    let bytes = inputs.checked_mul(outputs).and_then(|count| count.checked_mul(dtype.bytes()));
+    if bytes == Some(got) {
+        return Ok(());
+    }
+    Err(TensorError::WeightBytes { inputs, outputs, dtype, got })
 }
 
 /// Packs checked `groups` into `panels`, which are zero.

@@ -125,6 +125,17 @@ impl Context {
         self.settle()
     }
 
+    /// Copies to memory that no stream uses, and waits for it.
+    ///
+    /// # Safety
+    /// There is room for all of `from` at `to`, and no stream uses it.
+    pub unsafe fn fill(&self, to: u64, from: &[u8]) -> Result<(), TensorError> {
+        self.bind()?;
+        // SAFETY: the caller's promise; `from` is borrowed until the copy is done.
+        check("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, from, self.setup) })?;
+        self.settle()
+    }
+
     /// Copies to the card, after all work that its streams have been given, and waits for it.
     ///
     /// # Safety

@@ -220,8 +220,6 @@ impl Cuda {
         rows: usize,
         out: Dtype,
     ) -> Result<(), TensorError> {
-        // Weights are loaded by now.
-        self.weights.settle();
         let matrices: Vec<_> = matrices.iter().map(|matrix| matrix.card()).collect::<Result<_, _>>()?;
         self.gemm.prepare(&matrices, rows, out)
     }

@@ -1,18 +1,17 @@
 //! Weights on a card: `[N, K]`, row-major, in the compute type. Denormals stay as they are: tensor cores take them.
 
 mod load;
+mod send;
 
 use std::sync::Arc;
 
 use crate::cpu::bf16;
-use crate::cuda::Cuda;
 use crate::cuda::context::Context;
 use crate::cuda::memory::DeviceMemory;
-use crate::error::check_eq;
-use crate::storage::Storage;
-use crate::{Columns, Compute, Dtype, Embedding, Layout, MatrixBuilder, TensorError};
+use crate::{Compute, Dtype, TensorError};
 
 pub use load::Loader;
+pub use send::Sender;
 
 /// See the module.
 #[derive(Debug)]
@@ -84,45 +83,15 @@ impl CardBias {
         let values = if compute == Compute::Bf16 { &widened } else { values };
         // The second half begins where any load is aligned.
         let half = size_of_val(values).next_multiple_of(256);
-        let memory = DeviceMemory::unwritten(context, half + size_of_val(&rounded[..]))?;
-        memory.write(0, bytemuck::cast_slice(values))?;
-        memory.write(half, bytemuck::cast_slice(&rounded))?;
+        let mut bytes = vec![0; half + size_of_val(&rounded[..])];
+        bytes[..size_of_val(values)].copy_from_slice(bytemuck::cast_slice(values));
+        bytes[half..].copy_from_slice(bytemuck::cast_slice(&rounded));
+        let memory = DeviceMemory::holding(context, &bytes)?;
         Ok(CardBias { bf16: memory.address() + half as u64, memory })
     }
 
     /// Where its values of a type begin.
     pub fn address(&self, dtype: Dtype) -> u64 {
         if dtype == Dtype::F32 { self.memory.address() } else { self.bf16 }
-    }
-}
-
-// === impl Cuda ===
-
-impl Cuda {
-    pub(crate) fn matrix(&self, builder: MatrixBuilder<'_>) -> Result<CardMatrix, TensorError> {
-        let outputs = builder.check()?;
-        let (inputs, compute) = (builder.inputs, builder.compute);
-        let stored = compute.dtype();
-        let bytes = outputs.saturating_mul(inputs).saturating_mul(stored.bytes());
-        let memory = DeviceMemory::unwritten(self.card().context(), bytes)?;
-        self.weights.load(&builder.groups, inputs, stored, memory.address())?;
-        CardMatrix::new(compute, [outputs, inputs], memory, builder.bias.as_deref())
-    }
-
-    pub(crate) fn embedding(
-        &self,
-        dtype: Dtype,
-        [vocab, cols]: [usize; 2],
-        bytes: &[u8],
-        compute: Compute,
-    ) -> Result<Embedding, TensorError> {
-        let elements = vocab.saturating_mul(cols);
-        let expected = elements.saturating_mul(dtype.bytes());
-        check_eq("embedding", "the table's size in bytes", bytes.len(), expected)?;
-        let stored = if compute == Compute::Bf16 { Dtype::Bf16 } else { dtype };
-        let memory = DeviceMemory::unwritten(self.card().context(), elements.saturating_mul(stored.bytes()))?;
-        let rows = Columns { bytes, dtype, layout: Layout::OutputsFirst, outputs: vocab, select: None };
-        self.weights.load(&[rows], cols, stored, memory.address())?;
-        Ok(Embedding::with(stored, [vocab, cols], Storage::Card(memory)))
     }
 }

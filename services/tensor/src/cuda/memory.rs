@@ -10,9 +10,12 @@ use cudarc::driver::{result, sys};
 use crate::TensorError;
 use crate::cuda::context::{Context, message};
 
-/// An area of the card's memory.
+/// An area of the card's memory. Whoever has a clone shares the area; it is given back with the last.
+#[derive(Clone, Debug)]
+pub struct DeviceMemory(Arc<Area>);
+
 #[derive(Debug)]
-pub struct DeviceMemory {
+struct Area {
     context: Arc<Context>,
     address: u64,
     bytes: usize,
@@ -36,7 +39,15 @@ impl DeviceMemory {
     pub fn zeroed(context: &Arc<Context>, bytes: usize) -> Result<DeviceMemory, TensorError> {
         let memory = DeviceMemory::unwritten(context, bytes)?;
         // SAFETY: the area was just given, and is of one byte at least.
-        unsafe { context.clear(memory.address, bytes.max(1))? };
+        unsafe { context.clear(memory.address(), bytes.max(1))? };
+        Ok(memory)
+    }
+
+    /// A copy of these bytes.
+    pub fn holding(context: &Arc<Context>, bytes: &[u8]) -> Result<DeviceMemory, TensorError> {
+        let memory = DeviceMemory::unwritten(context, bytes.len())?;
+        // SAFETY: the area was just given, so no stream uses it, and has room for all.
+        unsafe { context.fill(memory.address(), bytes)? };
         Ok(memory)
     }
 
@@ -46,50 +57,50 @@ impl DeviceMemory {
         context.count(|counters| &counters.allocations);
         // SAFETY: the context is current.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|error| refused(bytes, &error))?;
-        Ok(DeviceMemory { context: Arc::clone(context), address, bytes })
+        Ok(DeviceMemory(Arc::new(Area { context: Arc::clone(context), address, bytes })))
     }
 
     /// Its first byte's address on the card.
     pub fn address(&self) -> u64 {
-        self.address
+        self.0.address
     }
 
     /// Its size.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.0.bytes
     }
 
     /// Copies `from` to `offset`, after all work that the card has been given.
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), TensorError> {
         let to = self.part(offset, from.len())?;
         // SAFETY: within the area, by the check above.
-        unsafe { self.context.write(to, from) }
+        unsafe { self.context().write(to, from) }
     }
 
     /// Copies what is at `offset` to `to`, after all work that the card has been given.
     pub fn read(&self, offset: usize, to: &mut [u8]) -> Result<(), TensorError> {
         let from = self.part(offset, to.len())?;
         // SAFETY: within the area, by the check above.
-        unsafe { self.context.read(to, from) }
+        unsafe { self.context().read(to, from) }
     }
 
     /// The address of a part, which must lie within.
     fn part(&self, offset: usize, bytes: usize) -> Result<u64, TensorError> {
         let end = offset.saturating_add(bytes);
-        if end > self.bytes {
+        if end > self.bytes() {
             let (op, what) = ("device memory", "the end of an area");
-            return Err(TensorError::OutOfRange { op, what, index: end, limit: self.bytes + 1 });
+            return Err(TensorError::OutOfRange { op, what, index: end, limit: self.bytes() + 1 });
         }
-        Ok(self.address + offset as u64)
+        Ok(self.address() + offset as u64)
     }
 
     /// The context it belongs to.
     pub fn context(&self) -> &Arc<Context> {
-        &self.context
+        &self.0.context
     }
 }
 
-impl Drop for DeviceMemory {
+impl Drop for Area {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
             self.context.count(|counters| &counters.synchronisations);

@@ -38,6 +38,8 @@ pub use compile::KernelReport;
 pub use gemm::MatmulPlans;
 pub use graph::Graphs;
 pub use limits::CudaLimits;
+pub use matrix::Sender;
+pub use staging::threads as senders;
 
 /// How to use a card.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,52 +1,114 @@
 //! The way of weights to the card: page-locked slots that several threads fill while the card empties others.
 //!
-//! Each thread has two slots of its own: while one is on its way it fills the other. A slot is filled anew only when
-//! the card is done with it, so as much is under way as there are slots, and no more. Copies run on the copy stream;
-//! pieces that change on arrival land in the slot's twin on the card, from where a kernel on the compute stream takes
-//! them.
+//! The threads live as long as a whole load and take parts of whatever tensor is next, so layers are under way side by side.
+//! Each has two slots of its own: while one is on its way it fills the other. A slot is filled anew only when the card is
+//! done with it, so as much is under way as there are slots, and no more. Copies run on the copy stream; parts that change on
+//! arrival land in the slot's twin on the card, from where a kernel on the compute stream takes them.
 #![allow(unsafe_code, reason = "copies to addresses of the card")]
 
-pub mod pieces;
+pub mod parts;
+pub mod queue;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::TensorError;
 use crate::cuda::card::Card;
 use crate::cuda::memory::{DeviceMemory, PinnedMemory};
 use crate::cuda::stream::Event;
+use crate::weights::{Elements, PART};
 
-use pieces::Piece;
+use queue::{Close, Queue};
 
-/// Bytes of a slot: long enough that a copy runs at full speed, short enough that the first one is soon full.
-pub const SLOT: usize = 8 << 20;
-
-/// Threads that fill slots: enough to read the page cache faster than the bus takes it.
-const MOST_THREADS: usize = 12;
+/// Threads that fill slots: one hashes what it has read at about a tenth of what the bus takes.
+const MOST_THREADS: usize = 24;
 
 /// Slots of a thread.
 const SLOTS_EACH: usize = 2;
 
-/// The slots.
-#[derive(Debug)]
-pub struct Staging {
-    card: Arc<Card>,
-    slots: Vec<Slot>,
+/// Threads that read weights on this machine, each into [`SLOTS_EACH`] slots of [`PART`] bytes.
+pub fn threads() -> NonZeroUsize {
+    let cores = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    cores.min(NonZeroUsize::MIN.saturating_add(MOST_THREADS - 1))
 }
 
-#[derive(Debug)]
-struct Slot {
-    host: PinnedMemory,
-    card: DeviceMemory,
-    /// The piece has landed in `card`.
-    landed: Event,
-    /// The card is done with the piece.
-    free: Event,
+/// A tensor to be sent.
+pub struct Job<'a, T> {
+    /// What is sent.
+    pub elements: Box<dyn Elements + 'a>,
+    /// Where to.
+    pub target: T,
 }
 
-/// Where a piece goes.
+/// Memory that is filled by the host and emptied by the card.
+pub trait Slot<T> {
+    /// The memory, at least [`PART`] bytes, once the card is done with what was sent from it last.
+    fn area(&mut self) -> Result<&mut [u8], TensorError>;
+
+    /// Sends the first `bytes` bytes, which are those of the target's tensor from `offset` on.
+    fn send(&mut self, target: &T, offset: usize, bytes: usize) -> Result<(), TensorError>;
+}
+
+/// Has `threads` threads send what `work` puts into the queue. Returns when all of it is sent; after an error nothing more is.
+pub fn send<T: Send + Sync, S: Slot<T>, R, E: From<TensorError>>(
+    queue: &Queue<Job<'_, T>>,
+    threads: NonZeroUsize,
+    slot: &(dyn Fn() -> Result<S, TensorError> + Sync),
+    work: impl FnOnce() -> Result<R, E>,
+) -> Result<R, E> {
+    let fill = || fill(queue, slot).unwrap_or_else(|error| queue.fail(error));
+    let done = thread::scope(|scope| {
+        // However this ends, the threads do too.
+        let closing = Close(queue);
+        for _ in 0..threads.get() {
+            if let Err(source) = thread::Builder::new().name("weights".into()).spawn_scoped(scope, fill) {
+                queue.fail(TensorError::Threads { threads: threads.get(), source });
+                break;
+            }
+        }
+        let done = work();
+        if done.is_err() {
+            queue.clear();
+        }
+        drop(closing);
+        done
+    });
+    // What failed first is why `work` could not go on.
+    queue.failure().map_or(done, |error| Err(error.into()))
+}
+
+/// Fills slots of its own and sends them until the queue ends.
+fn fill<T, S: Slot<T>>(
+    queue: &Queue<Job<'_, T>>,
+    new: &(dyn Fn() -> Result<S, TensorError> + Sync),
+) -> Result<(), TensorError> {
+    let mut slots = Vec::with_capacity(SLOTS_EACH);
+    let mut turn = 0;
+    while let Some((job, part)) = queue.next() {
+        if slots.len() == turn {
+            slots.push(new()?);
+        }
+        let slot = &mut slots[turn];
+        turn = (turn + 1) % SLOTS_EACH;
+        let offset = part * PART;
+        let bytes = PART.min(job.elements.bytes() - offset);
+        let area = slot.area()?;
+        job.elements.read(offset, &mut area[..bytes]).map_err(|source| TensorError::Elements { source })?;
+        slot.send(&job.target, offset, bytes)?;
+    }
+    Ok(())
+}
+
+/// Where the parts of a tensor go on a card.
+pub trait Unpack {
+    /// Where a part goes.
+    fn route(&self, offset: usize, bytes: usize) -> Route;
+
+    /// Enqueues on the compute stream what takes a part from `slot`, an address of the card.
+    fn unpack(&self, offset: usize, bytes: usize, slot: u64) -> Result<(), TensorError>;
+}
+
+/// Where a part goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// To this address, as it is.
@@ -55,108 +117,64 @@ pub enum Route {
     Through,
 }
 
-/// How pieces are routed, and taken from the slots of the card.
-pub trait Unpack: Sync {
-    /// Where a piece goes.
-    fn route(&self, piece: &Piece<'_>) -> Route;
-
-    /// Enqueues on the compute stream what takes a piece from `slot`, an address of the card.
-    fn unpack(&self, piece: &Piece<'_>, slot: u64) -> Result<(), TensorError>;
+/// A slot of page-locked memory.
+#[derive(Debug)]
+pub struct Pinned<'a> {
+    card: &'a Card,
+    host: PinnedMemory,
+    /// Made for the first part that goes through it.
+    twin: Option<DeviceMemory>,
+    /// The part has landed in the twin.
+    landed: Event,
+    /// The card is done with the part.
+    free: Event,
 }
 
-impl Staging {
-    /// No slots yet.
-    pub fn new(card: &Arc<Card>) -> Staging {
-        Staging { card: Arc::clone(card), slots: Vec::new() }
-    }
-
-    /// Brings all pieces on their way. When it returns, the host's bytes are no longer needed, and whatever is enqueued
-    /// on the compute stream from then on finds the pieces where they belong.
-    pub fn send(&mut self, pieces: &[Piece<'_>], unpack: &dyn Unpack) -> Result<(), TensorError> {
-        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST_THREADS);
-        let threads = threads.min(pieces.len());
-        if threads == 0 {
-            return Ok(());
-        }
-        while self.slots.len() < (threads * SLOTS_EACH).min(pieces.len()) {
-            self.slots.push(Slot::new(&self.card)?);
-        }
-        let next = AtomicUsize::new(0);
-        let card = &*self.card;
-        let work = |slots: &mut [Slot]| {
-            card.context().bind()?;
-            let mut turn = 0;
-            while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let count = slots.len().max(1);
-                let Some(slot) = slots.get_mut(turn % count) else { break };
-                turn += 1;
-                let sent = slot.send(card, piece, unpack);
-                if sent.is_err() {
-                    // The others find nothing more to do.
-                    next.store(pieces.len(), Ordering::Relaxed);
-                }
-                sent?;
-            }
-            Ok(())
-        };
-        let each = self.slots.len().div_ceil(threads).max(1);
-        let mut parts = self.slots.chunks_mut(each);
-        let first = parts.next().unwrap_or_default();
-        let done = thread::scope(|scope| {
-            let workers: Vec<_> = parts.map(|slots| scope.spawn(|| work(slots))).collect();
-            let mut done = work(first);
-            for worker in workers {
-                // A panic of a thread is raised again here, by joining it.
-                done = done.and(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
-            done
-        });
-        let landed = Event::new(card.context())?;
-        landed.record(&card.copies)?;
-        card.compute.wait(&landed)?;
-        done
-    }
-}
-
-impl Drop for Staging {
-    /// Waits until the card has taken everything.
-    fn drop(&mut self) {
-        // If the card has failed, there is nothing to wait for.
-        let _ = self.card.copies.synchronize();
-        let _ = self.card.compute.synchronize();
-    }
-}
-
-impl Slot {
-    fn new(card: &Card) -> Result<Slot, TensorError> {
+impl<'a> Pinned<'a> {
+    /// Room for a part.
+    pub fn new(card: &'a Card) -> Result<Pinned<'a>, TensorError> {
         let context = card.context();
-        Ok(Slot {
-            host: PinnedMemory::zeroed(context, SLOT)?,
-            card: DeviceMemory::unwritten(context, SLOT)?,
+        Ok(Pinned {
+            card,
+            host: PinnedMemory::zeroed(context, PART)?,
+            twin: None,
             landed: Event::new(context)?,
             free: Event::new(context)?,
         })
     }
+}
 
-    fn send(&mut self, card: &Card, piece: &Piece<'_>, unpack: &dyn Unpack) -> Result<(), TensorError> {
+impl<T: Unpack> Slot<T> for Pinned<'_> {
+    fn area(&mut self) -> Result<&mut [u8], TensorError> {
         self.free.wait()?;
-        let host = self.host.as_mut_slice::<u8>();
-        piece.from.copy_to(host);
-        let bytes = &host[..piece.from.bytes()];
-        match unpack.route(piece) {
+        Ok(self.host.as_mut_slice())
+    }
+
+    fn send(&mut self, target: &T, offset: usize, bytes: usize) -> Result<(), TensorError> {
+        let card = self.card;
+        let from = &self.host.as_slice()[..bytes];
+        match target.route(offset, bytes) {
             Route::To(address) => {
-                // SAFETY: `route` names a place in memory that holds the piece; the slot stays as it is until `free`.
-                unsafe { card.copies.upload(address, bytes) }?;
+                // SAFETY: `route` names a place in memory that holds the part; the slot stays as it is until `free`, which
+                // whoever writes to it or gives it back waits for.
+                unsafe { card.copies.upload(address, from) }?;
                 self.free.record(&card.copies)
             }
             Route::Through => {
+                let twin = match &mut self.twin {
+                    Some(twin) => twin,
+                    none => none.insert(DeviceMemory::unwritten(card.context(), PART)?),
+                };
                 // SAFETY: the twin is as large as the slot, which stays as it is until `free`.
-                unsafe { card.copies.upload(self.card.address(), bytes) }?;
+                unsafe { card.copies.upload(twin.address(), from) }?;
                 self.landed.record(&card.copies)?;
                 card.compute.wait(&self.landed)?;
-                unpack.unpack(piece, self.card.address())?;
+                target.unpack(offset, bytes, twin.address())?;
                 self.free.record(&card.compute)
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
