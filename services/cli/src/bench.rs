@@ -31,7 +31,8 @@ use crate::up::model_folder;
 /// peak rate of the instruction that multiplies; and what a second shard adds to a token's time, through real loopback sockets.
 ///
 /// On a card it runs whole steps in this process: decode of several sequences beside the time that copying the same bytes
-/// (weights and KV) would take, and prefill beside the rate of a large multiplication. With `--streams`, also through the
+/// (weights and KV) would take, prefill beside the rate of a large multiplication, and the loading of a checkpoint beside the
+/// slower of reading and uploading. With `--streams`, also through the
 /// gateway, with the sampling that the model's generation_config names. All figures are medians. Keep the machine quiet
 /// meanwhile.
 #[derive(Debug, clap::Args)]

@@ -105,7 +105,7 @@ pub enum ModelError {
         found: &'static str,
     },
     /// A tensor's bytes are not those that the manifest was made from.
-    #[error("tensor `{name}` does not match the manifest: sha256 is {found}, expected {expected}")]
+    #[error("tensor `{name}` does not match the manifest: blake3 is {found}, expected {expected}")]
     WrongContent {
         /// The tensor.
         name: String,
@@ -113,6 +113,16 @@ pub enum ModelError {
         expected: String,
         /// The hash of what was read.
         found: String,
+    },
+    /// A tensor's elements cannot be read, or not all of them.
+    #[error("tensor `{name}` cannot be read from {}: {source}", path.display())]
+    Unreadable {
+        /// The tensor.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
     },
     /// A manifest does not fit its checkpoint.
     #[error("{}: {what}", path.display())]
@@ -181,9 +191,25 @@ pub enum ModelError {
         /// The layer after which it was asked.
         layer: usize,
     },
+    /// Whoever watched the loading ended it.
+    #[error("loading was stopped")]
+    LoadStopped,
     /// An operation on the device was refused.
     #[error(transparent)]
-    Tensor(#[from] TensorError),
+    Tensor(TensorError),
+}
+
+impl From<TensorError> for ModelError {
+    /// What a reader of weights refused comes back as it was.
+    fn from(error: TensorError) -> Self {
+        match error {
+            TensorError::Elements { source } => match source.downcast() {
+                Ok(refused) => *refused,
+                Err(source) => Self::Tensor(TensorError::Elements { source }),
+            },
+            error => Self::Tensor(error),
+        }
+    }
 }
 
 /// Why a batch was refused; nothing has been computed then.

@@ -56,7 +56,7 @@ pub(crate) struct Work<'a> {
 }
 
 impl Layer {
-    pub fn load(loader: &Loader<'_>, sources: &LayerSources) -> Result<Self, ModelError> {
+    pub fn load(loader: &Loader<'_, '_>, sources: &LayerSources) -> Result<Self, ModelError> {
         Ok(Self {
             attention_norm: loader.vector(&sources.attention_norm)?,
             qkv: loader.matrix(&sources.qkv)?,

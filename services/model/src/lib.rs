@@ -4,6 +4,7 @@
 //! layers on a device; it knows nothing of networks, sequences beyond their blocks, or sampling.
 
 pub mod arch;
+mod content;
 pub mod convert;
 mod error;
 mod layer;

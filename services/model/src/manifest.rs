@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::UNIX_EPOCH;
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
-use crate::weights::{Checkpoint, TensorInfo, read_text};
+use crate::content;
+use crate::stage::{Watch, advance};
+use crate::weights::{Checkpoint, TensorInfo, each_part, read_text};
 
 /// The manifest's file name beside a checkpoint.
 pub const FILE_NAME: &str = "asterism-manifest.json";
@@ -24,7 +27,7 @@ pub const FILE_NAME: &str = "asterism-manifest.json";
 const MOST_BYTES: u64 = 64 << 20;
 
 /// The most threads that hash; past a few the disk is the limit.
-const MOST_THREADS: usize = 8;
+const MOST_THREADS: usize = 16;
 
 /// Name, type, shape and hash of every tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +45,8 @@ pub struct Entry {
     pub dtype: String,
     /// Sizes, slowest first.
     pub shape: Vec<usize>,
-    /// SHA-256 of the elements, row-major and little-endian, in hexadecimal.
-    pub sha256: String,
+    /// BLAKE3 of the elements, row-major and little-endian, in hexadecimal.
+    pub blake3: String,
 }
 
 impl Manifest {
@@ -54,8 +57,8 @@ impl Manifest {
     }
 
     /// The checkpoint's manifest: the one beside it, or the cached one, or one made by reading everything, which is then
-    /// cached. `progress` is told the bytes read so far and in all.
-    pub fn of(checkpoint: &Checkpoint, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Self, ModelError> {
+    /// cached.
+    pub fn of(checkpoint: &Checkpoint, watch: &Watch<'_>) -> Result<Self, ModelError> {
         if let Some(beside) =
             checkpoint.folder().map(|folder| folder.join(FILE_NAME)).filter(|file| file.is_file())
         {
@@ -68,7 +71,7 @@ impl Manifest {
                 Err(error) => tracing::warn!(%error, "the cached manifest is made anew"),
             }
         }
-        let manifest = Self::make(checkpoint, progress);
+        let manifest = Self::make(checkpoint, watch)?;
         if let Some(file) = cached
             && let Err(error) = manifest.write(&file)
         {
@@ -78,38 +81,35 @@ impl Manifest {
     }
 
     /// Reads everything.
-    pub fn make(checkpoint: &Checkpoint, progress: &(dyn Fn(u64, u64) + Sync)) -> Self {
-        let tensors: Vec<&TensorInfo> = checkpoint.tensors().collect();
-        let total: u64 = tensors.iter().filter_map(|info| info.byte_len()).map(|len| len as u64).sum();
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-        let next = AtomicUsize::new(0);
+    pub fn make(checkpoint: &Checkpoint, watch: &Watch<'_>) -> Result<Self, ModelError> {
+        let total: u64 = checkpoint.readers().map(|tensor| tensor.bytes() as u64).sum();
+        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let threads = threads.min(NonZeroUsize::MIN.saturating_add(MOST_THREADS - 1));
         let read = AtomicU64::new(0);
         let entries = Mutex::new(BTreeMap::new());
-        thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    while let Some(info) = tensors.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let bytes = checkpoint.bytes(&info.name).unwrap_or_default();
-                        let entry = Entry::new(info, &bytes);
-                        entries
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .insert(info.name.clone(), entry);
-                        let len = bytes.len() as u64;
-                        progress(read.fetch_add(len, Ordering::Relaxed) + len, total);
-                    }
-                });
+        each_part(checkpoint.readers(), threads, |tensor, offset, memory| {
+            if let Some(hash) = tensor.read(offset, memory)? {
+                let (name, entry) = (tensor.info().name.clone(), Entry::hashed(tensor.info(), hash));
+                entries.lock().unwrap_or_else(PoisonError::into_inner).insert(name, entry);
             }
-        });
-        Self::new(checkpoint.config_text(), entries.into_inner().unwrap_or_else(PoisonError::into_inner))
+            advance(watch, &read, memory.len() as u64, total)
+        })?;
+        let entries = entries.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Self::new(checkpoint.config_text(), entries))
     }
 
     /// Reads a manifest and checks that it is this checkpoint's, as far as can be told without reading weights.
     fn read(path: &Path, checkpoint: &Checkpoint) -> Result<Self, ModelError> {
         let refuse = |what: String| ModelError::Manifest { path: path.to_owned(), what };
         let text = read_text(path, MOST_BYTES)?;
-        let manifest: Self =
-            serde_json::from_str(&text).map_err(|e| refuse(format!("not a manifest: {e}")))?;
+        let manifest: Self = serde_json::from_str(&text).map_err(|e| {
+            refuse(if text.contains("\"sha256\":") {
+                "its hashes are SHA-256, and BLAKE3 is read: convert again, or delete it to have it made anew"
+                    .into()
+            } else {
+                format!("not a manifest: {e}")
+            })
+        })?;
         for info in checkpoint.tensors() {
             match manifest.tensors.get(&info.name) {
                 None => return Err(refuse(format!("tensor `{}` is not in it", info.name))),
@@ -144,8 +144,12 @@ impl Manifest {
 
     /// Checks that a tensor's elements are those the manifest was made from.
     pub fn verify(&self, name: &str, bytes: &[u8]) -> Result<(), ModelError> {
-        let expected = self.tensors.get(name).map(|entry| entry.sha256.as_str()).unwrap_or_default();
-        let found = hex(&Sha256::digest(bytes));
+        self.verify_hash(name, content::hash(bytes))
+    }
+
+    /// Checks that the hash of a tensor's elements is the manifest's.
+    pub(crate) fn verify_hash(&self, name: &str, found: String) -> Result<(), ModelError> {
+        let expected = self.tensors.get(name).map(|entry| entry.blake3.as_str()).unwrap_or_default();
         if found == expected {
             return Ok(());
         }
@@ -156,8 +160,12 @@ impl Manifest {
 impl Entry {
     /// The entry of a tensor with these elements.
     pub fn new(info: &TensorInfo, bytes: &[u8]) -> Self {
-        let sha256 = hex(&Sha256::digest(bytes));
-        Self { dtype: info.dtype.name().to_owned(), shape: info.shape.clone(), sha256 }
+        Self::hashed(info, content::hash(bytes))
+    }
+
+    /// The entry of a tensor whose content has this hash.
+    fn hashed(info: &TensorInfo, blake3: String) -> Self {
+        Self { dtype: info.dtype.name().to_owned(), shape: info.shape.clone(), blake3 }
     }
 }
 
@@ -178,8 +186,8 @@ pub fn demo_folder() -> Option<PathBuf> {
 fn checkpoint_id(config: &str, tensors: &BTreeMap<String, Entry>) -> String {
     let mut digest = Sha256::new();
     digest.update(Sha256::digest(config.as_bytes()));
-    for (name, Entry { dtype, shape, sha256 }) in tensors {
-        digest.update(format!("{}:{name} {dtype} {shape:?} {sha256}\n", name.len()));
+    for (name, Entry { dtype, shape, blake3 }) in tensors {
+        digest.update(format!("{}:{name} {dtype} {shape:?} {blake3}\n", name.len()));
     }
     hex(&digest.finalize())
 }

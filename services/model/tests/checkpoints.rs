@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use asterism_model::convert::{ConvertOptions, WeightDtype, convert};
-use asterism_model::stage::{Batch, Input, Span, StageOptions};
+use asterism_model::stage::{Batch, Input, Span, StageOptions, unwatched};
 use asterism_model::weights::StoredDtype;
 use asterism_model::{BatchError, Checkpoint, Manifest, ModelError, Stage, WeightSource};
 use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device};
@@ -37,7 +37,7 @@ fn converted(
     assert_eq!(progress.last(), Some(&(written.bytes, written.bytes)));
     let checkpoint = Checkpoint::open(out).unwrap();
     // The manifest beside it is the one that a full read makes.
-    assert_eq!(Manifest::make(&checkpoint, &|_, _| {}), written.manifest);
+    assert_eq!(Manifest::make(&checkpoint, &unwatched).unwrap(), written.manifest);
     assert_eq!(Manifest::of(&checkpoint, &|_, _| panic!("it lies there")).unwrap(), written.manifest);
     checkpoint
 }
@@ -78,7 +78,7 @@ fn a_large_checkpoint_becomes_several_files() {
     assert!(folder.path().join("one/model.safetensors").is_file());
     assert!(folder.path().join("many/model.safetensors.index.json").is_file());
     // The id tells what a checkpoint is, not how it is cut into files.
-    let id = |checkpoint: &Checkpoint| Manifest::of(checkpoint, &|_, _| {}).unwrap().checkpoint_id;
+    let id = |checkpoint: &Checkpoint| Manifest::of(checkpoint, &unwatched).unwrap().checkpoint_id;
     assert_eq!(id(&one), id(&many));
     let narrow = converted(&original, &folder.path().join("narrow"), Some(WeightDtype::F16), u64::MAX);
     assert_ne!(id(&one), id(&narrow));
@@ -129,7 +129,7 @@ impl Copy {
         // Beside it, so that the user's cache is left alone.
         let manifest = self.folder.path().join(asterism_model::manifest::FILE_NAME);
         if !self.keeps_manifest {
-            Manifest::make(&checkpoint, &|_, _| {}).write(&manifest).unwrap();
+            Manifest::make(&checkpoint, &unwatched).unwrap().write(&manifest).unwrap();
         }
         checkpoint
     }
@@ -149,7 +149,7 @@ fn options() -> StageOptions {
 
 fn load(checkpoint: &Checkpoint, options: StageOptions) -> Result<Stage, ModelError> {
     let device = Device::cpu(CpuOptions::new(NonZeroUsize::MIN)).unwrap();
-    Stage::load(device, WeightSource::Checkpoint(checkpoint), options, &|_, _| {})
+    Stage::load(device, WeightSource::Checkpoint(checkpoint), options, &unwatched)
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn a_weight_that_is_no_float_is_refused() {
 #[test]
 fn a_changed_weight_is_found_by_its_stage() {
     let mut copy = Copy::new();
-    let manifest = Manifest::make(&copy.open(), &|_, _| {});
+    let manifest = Manifest::make(&copy.open(), &unwatched).unwrap();
     assert_eq!(load(&copy.open(), options()).unwrap().info().checkpoint_id, manifest.checkpoint_id);
     copy.keeps_manifest = true;
     let name = "transformer.h.2.attn.c_attn.weight";

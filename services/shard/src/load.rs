@@ -1,6 +1,6 @@
 //! From a configuration to a stage on a device.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -78,11 +78,15 @@ impl Progress {
     }
 }
 
-/// Loads the configured stage. Blocks for as long as that takes.
+/// Loads the configured stage. Blocks for as long as that takes, or until nobody waits for it any more, as `is_unwanted` tells.
 ///
 /// # Errors
 /// The checkpoint is not usable, or does not fit.
-pub fn load(config: &ShardConfig, progress: &Progress) -> Result<Loaded, ShardError> {
+pub fn load(
+    config: &ShardConfig,
+    progress: &Progress,
+    is_unwanted: &(dyn Fn() -> bool + Sync),
+) -> Result<Loaded, ShardError> {
     let failed = |source: ModelError| ShardError::Load { model: config.model.display().to_string(), source };
     let mut times = StartTimes::default();
     let began = Instant::now();
@@ -105,8 +109,11 @@ pub fn load(config: &ShardConfig, progress: &Progress) -> Result<Loaded, ShardEr
         logits_slots: sizing.logits_slots,
         max_context: sizing.max_context,
     };
-    let tell = |done, all| progress.tell(done, all);
-    let stage = Stage::load(device, weights.source(), options, &tell).map_err(failed)?;
+    let watch = |done, all| {
+        progress.tell(done, all);
+        if is_unwanted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let stage = Stage::load(device, weights.source(), options, &watch).map_err(failed)?;
     times.stage = stage.info().times;
     let room = EvidenceRoom {
         rows: sizing.evidence_rows,
@@ -147,6 +154,13 @@ fn layers(config: &ShardConfig, spec: &DecoderSpec, sizing: &Sizing) -> Result<R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_that_nobody_waits_for_is_not_loaded_to_the_end() {
+        let config = ShardConfig::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/tiny-52b"));
+        let error = load(&config, &Progress::default(), &|| true).unwrap_err();
+        assert!(matches!(error, ShardError::Load { source: ModelError::LoadStopped, .. }), "{error:?}");
+    }
 
     #[test]
     fn progress_grows_within_a_pass_and_starts_again_with_the_next() {

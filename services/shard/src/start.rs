@@ -195,7 +195,8 @@ fn spawn_device(
     thread::Builder::new().name(format!("stage-{}", config.stage)).spawn(move || {
         // Tells the process when this thread ends, for whatever reason.
         let _gone = guard;
-        let Loaded { stage, edges, logits, logits_slots, times } = match load::load(&config, &progress) {
+        let loaded = load::load(&config, &progress, &|| told.is_closed());
+        let Loaded { stage, edges, logits, logits_slots, times } = match loaded {
             Ok(loaded) => loaded,
             Err(error) => return drop(told.send(Err(error))),
         };

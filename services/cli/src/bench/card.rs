@@ -2,13 +2,15 @@
 
 mod steps;
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use asterism_model::stage::{StageInfo, StageOptions};
-use asterism_model::{DecoderSpec, ModelError, Stage};
-use asterism_shard::{DeviceName, DeviceOptions, Weights};
-use asterism_tensor::{BLOCK_ROWS, Compute, CudaLimits, KernelReport};
+use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage};
+use asterism_shard::{DeviceName, DeviceOptions, OpenedWeights, Weights};
+use asterism_tensor::{BLOCK_ROWS, Compute, CudaLimits, KernelReport, senders};
 
 pub use self::steps::Prompts;
 use self::steps::{EVIDENCE_ROWS, Steps};
@@ -72,7 +74,12 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
         logits_slots: EVIDENCE_ROWS.min(plan.max_rows),
         max_context: plan.context.max(longest).max(spec.max_positions),
     };
-    let stage = Stage::load(device, weights.source(), options, &|_, _| {})?;
+    let sent = AtomicU64::new(0);
+    let watch = |_, all| {
+        sent.store(all, Ordering::Relaxed);
+        ControlFlow::Continue(())
+    };
+    let stage = Stage::load(device, weights.source(), options, &watch)?;
     let info = stage.info().clone();
     println!(
         "{} with {} layers in {}, {} on {}\n",
@@ -97,6 +104,9 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
     if let Some(KernelReport { compiled, cached, .. }) = stage.device().kernel_report() {
         println!("           kernels: {compiled} compiled, {cached} found in the cache");
     }
+    if let OpenedWeights::Checkpoint(checkpoint) = &weights {
+        loading(checkpoint, sent.into_inner(), info.times.weights, &limits)?;
+    }
     println!(
         "memory     weights {}, buffers {}, KV {} = {} tokens\n",
         asterism_model::bytes(info.weight_bytes),
@@ -108,6 +118,30 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
     let steps = bench.decode(plan)?;
     bench.prefill(&plan.prefill)?;
     Ok(Figures { steps, limits, info })
+}
+
+/// Prints how fast so many bytes of weights were read, checked and sent, beside what reading alone and sending alone give. After
+/// loading, whatever has room in the page cache is there.
+fn loading(
+    checkpoint: &Checkpoint,
+    bytes: u64,
+    took: Duration,
+    limits: &CudaLimits,
+) -> Result<(), ModelError> {
+    let threads = senders();
+    let began = Instant::now();
+    let read = checkpoint.read_through(threads)? as f64 / began.elapsed().as_secs_f64();
+    let rate = bytes as f64 / took.as_secs_f64();
+    println!(
+        "loading    {} in {:.2} s = {:.1} GB/s: {:.1} % of the slower of upload {:.1} GB/s and reading by {threads} threads {:.1} GB/s",
+        asterism_model::bytes(bytes),
+        took.as_secs_f64(),
+        rate / 1e9,
+        100.0 * rate / limits.upload.min(read),
+        limits.upload / 1e9,
+        read / 1e9,
+    );
+    Ok(())
 }
 
 struct Bench {

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use asterism_model::stage::{Batch, Input, Span, StageOptions};
+use asterism_model::stage::{Batch, Input, Span, StageOptions, unwatched};
 use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage, WeightSource};
 use asterism_shard::ComputeType;
 use asterism_tensor::{
@@ -46,7 +46,7 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
         logits_slots: 0,
         max_context: PROMPT + ANSWER,
     };
-    let mut stage = Stage::load(device, WeightSource::Checkpoint(&checkpoint), options, &|_, _| {})?;
+    let mut stage = Stage::load(device, WeightSource::Checkpoint(&checkpoint), options, &unwatched)?;
     let blocks: Vec<u32> = (0..).take((PROMPT + ANSWER).div_ceil(BLOCK_ROWS)).collect();
     let room = EvidenceRoom { rows: 1, vocab: spec.vocab, top_k: 1, ids: 0 };
     let evidence = Evidence::new(stage.device(), room)?;

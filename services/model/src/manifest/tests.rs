@@ -1,9 +1,10 @@
 use std::path::Path;
 
 use super::*;
+use crate::stage::unwatched;
 
 fn entry(fill: u8) -> Entry {
-    Entry { dtype: "F32".into(), shape: vec![2, 3], sha256: hex(&[fill; 32]) }
+    Entry { dtype: "F32".into(), shape: vec![2, 3], blake3: hex(&[fill; 32]) }
 }
 
 fn id(config: &str, entries: &[(&str, Entry)]) -> String {
@@ -40,7 +41,7 @@ fn the_id_depends_on_everything() {
 #[test]
 fn a_manifest_knows_its_tensors_content() {
     let folder = tempfile::tempdir().unwrap();
-    let manifest = Manifest::make(&checkpoint(folder.path(), 1.5), &|_, _| {});
+    let manifest = Manifest::make(&checkpoint(folder.path(), 1.5), &unwatched).unwrap();
     assert!(manifest.verify("a", &1.5f32.to_le_bytes()).is_ok());
     match manifest.verify("a", &2.5f32.to_le_bytes()) {
         Err(ModelError::WrongContent { name, expected, found }) => {
@@ -56,13 +57,13 @@ fn a_manifest_beside_the_weights_is_believed_only_if_it_fits() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(FILE_NAME);
     let checkpoint = checkpoint(folder.path(), 1.5);
-    let manifest = Manifest::make(&checkpoint, &|_, _| {});
+    let manifest = Manifest::make(&checkpoint, &unwatched).unwrap();
     manifest.write(&path).unwrap();
     assert_eq!(Manifest::of(&checkpoint, &|_, _| panic!("nothing to read")).unwrap(), manifest);
 
     let refused = |manifest: &Manifest| {
         manifest.write(&path).unwrap();
-        assert!(matches!(Manifest::of(&checkpoint, &|_, _| {}), Err(ModelError::Manifest { .. })));
+        assert!(matches!(Manifest::of(&checkpoint, &unwatched), Err(ModelError::Manifest { .. })));
     };
     refused(&Manifest { checkpoint_id: hex(&[0; 32]), ..manifest.clone() });
     refused(&Manifest::new("{}", BTreeMap::new()));
@@ -72,7 +73,20 @@ fn a_manifest_beside_the_weights_is_believed_only_if_it_fits() {
         [manifest.tensors.clone().into_iter().collect::<Vec<_>>(), vec![("b".to_owned(), entry(0))]].concat();
     refused(&Manifest::new("{}", more.into_iter().collect()));
     fs::write(&path, "{").unwrap();
-    assert!(matches!(Manifest::of(&checkpoint, &|_, _| {}), Err(ModelError::Manifest { .. })));
+    assert!(matches!(Manifest::of(&checkpoint, &unwatched), Err(ModelError::Manifest { .. })));
+}
+
+#[test]
+fn a_manifest_of_earlier_hashes_says_what_helps() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE_NAME);
+    let checkpoint = checkpoint(folder.path(), 1.5);
+    Manifest::make(&checkpoint, &unwatched).unwrap().write(&path).unwrap();
+    let text = fs::read_to_string(&path).unwrap().replace("\"blake3\":", "\"sha256\":");
+    fs::write(&path, text).unwrap();
+    let error = Manifest::of(&checkpoint, &unwatched).unwrap_err();
+    assert!(matches!(error, ModelError::Manifest { .. }));
+    assert!(error.to_string().contains("its hashes are SHA-256, and BLAKE3 is read"), "{error}");
 }
 
 #[test]

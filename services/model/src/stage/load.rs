@@ -1,24 +1,25 @@
 //! Weights straight into the device's layout: from a checkpoint, or made up.
 
+mod mapped;
+mod sent;
+
 use std::borrow::Cow;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread;
+use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use asterism_tensor::{
-    Columns, Compute, Device, Dtype, Embedding, Layout, Matrix, MatrixBuilder, SyntheticColumns,
-    SyntheticMatrix, Vector,
+    Columns, Compute, Device, Dtype, Embedding, KeptColumns, Layout, Matrix, MatrixBuilder, Sender,
+    SyntheticColumns, SyntheticMatrix, Vector,
 };
 
+use self::sent::Kept;
+use super::Watch;
 use crate::ModelError;
 use crate::arch::{self, Projection, Source};
 use crate::layer::Layer;
 use crate::manifest::Manifest;
 use crate::spec::DecoderSpec;
 use crate::weights::{Checkpoint, StoredDtype, Synthetic};
-
-/// Hashing threads past a few only wait for the disk.
-const MOST_HASHERS: usize = 8;
 
 /// A stage's weights on its device.
 pub(super) struct Weights {
@@ -29,142 +30,119 @@ pub(super) struct Weights {
     pub bytes: u64,
 }
 
-/// Loads a model's tensors onto one device.
-pub(crate) struct Loader<'a> {
-    device: &'a Device,
-    tensors: Tensors<'a>,
+/// What is to be loaded: layers, and the embedding and the head where they belong to them.
+#[derive(Clone, Copy)]
+pub(super) struct Loading<'a> {
+    pub device: &'a Device,
+    pub spec: &'a DecoderSpec,
+    pub layers: &'a Range<usize>,
+    pub compute: Compute,
+    pub watch: &'a Watch<'a>,
+}
+
+/// Loads tensors onto one device. `'a` is the life of where they come from, `'s` that of their sending to a card.
+pub(crate) struct Loader<'s, 'a> {
+    device: &'s Device,
+    tensors: Tensors<'s, 'a>,
     compute: Compute,
     bytes: AtomicU64,
 }
 
 /// Where tensors come from.
 #[derive(Clone, Copy)]
-pub(super) enum Tensors<'a> {
-    /// A checkpoint, whose content is checked.
-    Checkpoint(&'a Checkpoint, &'a Manifest),
+enum Tensors<'s, 'a> {
+    /// A checkpoint in memory, for the CPU to pack. Its content is checked meanwhile.
+    Mapped(&'a Checkpoint),
+    /// A checkpoint whose content is checked on its way to a card.
+    Sent(&'s Sender<'s, 'a>, Kept<'a>),
     /// A rule.
     Synthetic(&'a Synthetic),
 }
 
-impl<'a> Loader<'a> {
-    pub(super) fn new(device: &'a Device, tensors: Tensors<'a>, compute: Compute) -> Self {
-        Self { device, tensors, compute, bytes: AtomicU64::new(0) }
-    }
+/// Elements, and their type.
+type Typed<'a> = (Dtype, Cow<'a, [u8]>);
 
-    /// Loads the layers, and the embedding and the head where they belong to them.
-    pub(super) fn load(
-        &self,
-        spec: &DecoderSpec,
-        layers: &Range<usize>,
-        progress: &(dyn Fn(u64, u64) + Sync),
-    ) -> Result<Weights, ModelError> {
-        let sources = sources(spec, layers);
-        let total = sources.iter().map(|source| self.stored_bytes(source)).sum();
-        match self.tensors {
-            Tensors::Checkpoint(checkpoint, manifest) => {
-                for source in &sources {
-                    source.check(checkpoint)?;
-                }
-                self.load_checked((spec, layers), &sources, (checkpoint, manifest), &|done| {
-                    progress(done / 2, total);
-                })
-            }
-            Tensors::Synthetic(_) => {
-                let done = AtomicU64::new(0);
-                let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-                self.pack(spec, layers, &AtomicBool::new(false), &advance)
-            }
+impl Loading<'_> {
+    /// From a checkpoint, whose content is checked.
+    pub fn checkpoint(&self, checkpoint: &Checkpoint, manifest: &Manifest) -> Result<Weights, ModelError> {
+        let sources = sources(self.spec, self.layers);
+        for source in &sources {
+            source.check(checkpoint)?;
+        }
+        let bytes = |source: &Source| {
+            checkpoint.tensor(&source.name).and_then(|info| info.byte_len()).unwrap_or_default() as u64
+        };
+        let total = sources.iter().map(bytes).sum();
+        match self.device {
+            Device::Cpu(_) => mapped::load(self, &sources, (checkpoint, manifest), total),
+            Device::Cuda(_) => sent::load(self, (checkpoint, manifest), total),
         }
     }
 
-    /// While this thread packs with the device's threads, others check the same tensors against the manifest; both read the
-    /// same pages. `progress` is told bytes, each twice: once packed, once hashed.
-    fn load_checked(
-        &self,
-        (spec, layers): (&DecoderSpec, &Range<usize>),
-        sources: &[Source],
-        (checkpoint, manifest): (&Checkpoint, &Manifest),
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<Weights, ModelError> {
+    /// Made up; an element counts as bf16.
+    pub fn synthetic(&self, synthetic: &Synthetic) -> Result<Weights, ModelError> {
+        let bytes = |source: &Source| source.shape.iter().map(|&size| size as u64).product::<u64>() * 2;
+        let total = sources(self.spec, self.layers).iter().map(bytes).sum();
         let done = AtomicU64::new(0);
-        let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes);
-        let next = AtomicUsize::new(0);
-        let stop = AtomicBool::new(false);
-        let hash = || {
-            while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                let bytes = checkpoint.bytes(&source.name).unwrap_or_default();
-                if let Err(error) = manifest.verify(&source.name, &bytes) {
-                    stop.store(true, Ordering::Relaxed);
-                    return Err(error);
-                }
-                advance(bytes.len() as u64);
-            }
-            Ok(())
-        };
-        let hashers = thread::available_parallelism().map_or(1, usize::from).min(MOST_HASHERS);
-        thread::scope(|scope| {
-            let hashers: Vec<_> = (0..hashers).map(|_| scope.spawn(hash)).collect();
-            let weights = self.pack(spec, layers, &stop, &advance);
-            if weights.is_err() {
-                stop.store(true, Ordering::Relaxed);
-            }
-            for hasher in hashers {
-                // A panic of a hasher is raised again here, by joining it.
-                hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            }
-            weights
-        })
+        self.pack(Tensors::Synthetic(synthetic), &|source| advance(self.watch, &done, bytes(source), total))
     }
 
+    /// Loads everything, one tensor after the other; `after` each it may end.
     fn pack(
         &self,
-        spec: &DecoderSpec,
-        range: &Range<usize>,
-        stop: &AtomicBool,
-        advance: &dyn Fn(u64),
+        tensors: Tensors<'_, '_>,
+        after: &dyn Fn(&Source) -> Result<(), ModelError>,
     ) -> Result<Weights, ModelError> {
+        let Self { spec, layers: range, .. } = *self;
+        let loader = Loader { device: self.device, tensors, compute: self.compute, bytes: AtomicU64::new(0) };
         let family = spec.family;
         let embedding = if range.start == 0 {
             let source = family.embedding(spec);
-            let embedding = self.embedding(&source)?;
-            advance(self.stored_bytes(&source));
+            let embedding = loader.embedding(&source)?;
+            after(&source)?;
             Some(embedding)
         } else {
             None
         };
         let mut layers = Vec::with_capacity(range.len());
         for index in range.clone() {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
             let sources = family.layer(spec, index);
-            layers.push(Layer::load(self, &sources)?);
-            sources.into_sources().for_each(|source| advance(self.stored_bytes(&source)));
+            layers.push(Layer::load(&loader, &sources)?);
+            sources.into_sources().try_for_each(|source| after(&source))?;
         }
-        let head = if range.end == spec.layers && !stop.load(Ordering::Relaxed) {
+        let head = if range.end == spec.layers {
             let (norm, source) = (family.final_norm(spec), family.head(spec));
             let parts = vec![source.clone()];
-            let matrix = self.matrix(&Projection { parts, layout: arch::Layout::OutIn, bias: None })?;
-            let head = (self.vector(&norm)?, matrix);
-            advance(self.stored_bytes(&norm) + self.stored_bytes(&source));
+            let matrix = loader.matrix(&Projection { parts, layout: arch::Layout::OutIn, bias: None })?;
+            let head = (loader.vector(&norm)?, matrix);
+            after(&norm)?;
+            after(&source)?;
             Some(head)
         } else {
             None
         };
-        Ok(Weights { embedding, layers, head, bytes: self.bytes.load(Ordering::Relaxed) })
+        Ok(Weights { embedding, layers, head, bytes: loader.bytes.into_inner() })
     }
+}
 
+/// Tells `watch` of so many bytes more than were `done`.
+pub(crate) fn advance(watch: &Watch<'_>, done: &AtomicU64, bytes: u64, total: u64) -> Result<(), ModelError> {
+    tell(watch, done.fetch_add(bytes, Ordering::Relaxed) + bytes, total)
+}
+
+fn tell(watch: &Watch<'_>, done: u64, total: u64) -> Result<(), ModelError> {
+    match watch(done, total) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ModelError::LoadStopped),
+    }
+}
+
+impl<'a> Loader<'_, 'a> {
     /// A norm's weights.
     pub fn vector(&self, source: &Source) -> Result<Vector, ModelError> {
-        let vector = match self.tensors {
-            Tensors::Checkpoint(checkpoint, _) => {
-                let (dtype, bytes) = read(checkpoint, source)?;
-                self.device.vector(dtype, &bytes, self.compute)?
-            }
-            Tensors::Synthetic(_) => self.device.synthetic_norm(source.shape.iter().product())?,
+        let vector = match self.read(source)? {
+            Some((dtype, bytes)) => self.device.vector(dtype, &bytes, self.compute)?,
+            None => self.device.synthetic_norm(source.shape.iter().product())?,
         };
         self.count(vector.len() * size_of::<f32>());
         Ok(vector)
@@ -173,18 +151,19 @@ impl<'a> Loader<'a> {
     /// A projection, its parts' columns side by side.
     pub fn matrix(&self, projection: &Projection) -> Result<Matrix, ModelError> {
         let matrix = match self.tensors {
-            Tensors::Checkpoint(checkpoint, _) => self.stored_matrix(checkpoint, projection)?,
+            Tensors::Mapped(checkpoint) => self.packed_matrix(checkpoint, projection)?,
+            Tensors::Sent(sender, kept) => self.sent_matrix(sender, kept, projection)?,
             Tensors::Synthetic(synthetic) => self.made_up_matrix(synthetic, projection)?,
         };
+        if projection.bias.is_some() {
+            self.count(matrix.outputs() * size_of::<f32>());
+        }
         self.count(matrix.bytes());
         Ok(matrix)
     }
 
-    fn stored_matrix(&self, checkpoint: &Checkpoint, projection: &Projection) -> Result<Matrix, ModelError> {
-        let layout = match projection.layout {
-            arch::Layout::InOut => Layout::InputsFirst,
-            arch::Layout::OutIn => Layout::OutputsFirst,
-        };
+    fn packed_matrix(&self, checkpoint: &Checkpoint, projection: &Projection) -> Result<Matrix, ModelError> {
+        let layout = layout(projection);
         let parts: Vec<_> =
             projection.parts.iter().map(|part| read(checkpoint, part)).collect::<Result<_, _>>()?;
         let mut builder = MatrixBuilder::new(projection.inputs(), self.compute);
@@ -192,12 +171,26 @@ impl<'a> Loader<'a> {
             let (dtype, outputs) = (*dtype, projection.outputs_of(part));
             builder = builder.columns(Columns { bytes, dtype, layout, outputs, select: None });
         }
-        if let Some(source) = &projection.bias {
-            let (dtype, bytes) = read(checkpoint, source)?;
-            builder = builder.bias(self.device.vector(dtype, &bytes, self.compute)?.values().to_vec());
-            self.count(bytes.len() / dtype.bytes() * size_of::<f32>());
+        if let Some(bias) = self.bias(projection)? {
+            builder = builder.bias(bias);
         }
         Ok(self.device.matrix(builder)?)
+    }
+
+    fn sent_matrix(
+        &self,
+        sender: &Sender<'_, 'a>,
+        kept: Kept<'a>,
+        projection: &Projection,
+    ) -> Result<Matrix, ModelError> {
+        let layout = layout(projection);
+        let columns = |part: &Source| -> Result<_, ModelError> {
+            let (dtype, elements) = kept.elements(part)?;
+            Ok(KeptColumns { elements, dtype, layout, outputs: projection.outputs_of(part) })
+        };
+        let columns = projection.parts.iter().map(columns).collect::<Result<_, _>>()?;
+        let bias = self.bias(projection)?;
+        Ok(sender.matrix(projection.inputs(), self.compute, columns, bias.as_deref())?)
     }
 
     fn made_up_matrix(&self, synthetic: &Synthetic, projection: &Projection) -> Result<Matrix, ModelError> {
@@ -209,16 +202,26 @@ impl<'a> Loader<'a> {
         let bias = projection.bias.as_ref().map(|bias| synthetic.key(&bias.name));
         let matrix =
             SyntheticMatrix { inputs: projection.inputs(), compute: self.compute, columns: &columns, bias };
-        self.count(if bias.is_some() { matrix.outputs() * size_of::<f32>() } else { 0 });
         Ok(self.device.synthetic_matrix(&matrix)?)
+    }
+
+    /// A checkpoint's bias.
+    fn bias(&self, projection: &Projection) -> Result<Option<Vec<f32>>, ModelError> {
+        let Some(source) = &projection.bias else { return Ok(None) };
+        let Some((dtype, bytes)) = self.read(source)? else { return Ok(None) };
+        Ok(Some(Vector::from_bytes(dtype, &bytes, self.compute)?.values().to_vec()))
     }
 
     fn embedding(&self, source: &Source) -> Result<Embedding, ModelError> {
         let shape = [0, 1].map(|axis| source.shape.get(axis).copied().unwrap_or_default());
         let embedding = match self.tensors {
-            Tensors::Checkpoint(checkpoint, _) => {
+            Tensors::Mapped(checkpoint) => {
                 let (dtype, bytes) = read(checkpoint, source)?;
                 self.device.embedding(dtype, shape, &bytes, self.compute)?
+            }
+            Tensors::Sent(sender, kept) => {
+                let (dtype, elements) = kept.elements(source)?;
+                sender.embedding(dtype, shape, elements, self.compute)?
             }
             Tensors::Synthetic(synthetic) => {
                 self.device.synthetic_embedding(shape, self.compute, synthetic.key(&source.name))?
@@ -228,13 +231,15 @@ impl<'a> Loader<'a> {
         Ok(embedding)
     }
 
-    /// Bytes of a tensor where it comes from; a made-up one counts as bf16.
-    fn stored_bytes(&self, source: &Source) -> u64 {
+    /// All elements of a small tensor of a checkpoint.
+    fn read(&self, source: &Source) -> Result<Option<Typed<'a>>, ModelError> {
         match self.tensors {
-            Tensors::Checkpoint(checkpoint, _) => {
-                checkpoint.tensor(&source.name).and_then(|info| info.byte_len()).unwrap_or_default() as u64
+            Tensors::Mapped(checkpoint) => read(checkpoint, source).map(Some),
+            Tensors::Sent(_, kept) => {
+                let (dtype, bytes) = kept.read(source)?;
+                Ok(Some((dtype, bytes.into())))
             }
-            Tensors::Synthetic(_) => source.shape.iter().map(|&size| size as u64).product::<u64>() * 2,
+            Tensors::Synthetic(_) => Ok(None),
         }
     }
 
@@ -243,14 +248,29 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// A checked tensor's type and elements.
-fn read<'a>(checkpoint: &'a Checkpoint, source: &Source) -> Result<(Dtype, Cow<'a, [u8]>), ModelError> {
+fn layout(projection: &Projection) -> Layout {
+    match projection.layout {
+        arch::Layout::InOut => Layout::InputsFirst,
+        arch::Layout::OutIn => Layout::OutputsFirst,
+    }
+}
+
+/// A checked tensor's type.
+fn dtype(checkpoint: &Checkpoint, source: &Source) -> Result<Dtype, ModelError> {
     source.check(checkpoint)?;
-    let missing = || ModelError::MissingTensor { name: source.name.clone(), expected: source.shape.clone() };
-    let info = checkpoint.tensor(&source.name).ok_or_else(missing)?;
-    let dtype = weight_dtype(info.dtype)
-        .ok_or_else(|| ModelError::WrongDtype { name: source.name.clone(), found: info.dtype.name() })?;
-    Ok((dtype, checkpoint.bytes(&source.name).ok_or_else(missing)?))
+    let info = checkpoint.tensor(&source.name).ok_or_else(|| missing(source))?;
+    weight_dtype(info.dtype)
+        .ok_or_else(|| ModelError::WrongDtype { name: source.name.clone(), found: info.dtype.name() })
+}
+
+fn missing(source: &Source) -> ModelError {
+    ModelError::MissingTensor { name: source.name.clone(), expected: source.shape.clone() }
+}
+
+/// A checked tensor's type and elements.
+fn read<'a>(checkpoint: &'a Checkpoint, source: &Source) -> Result<Typed<'a>, ModelError> {
+    let dtype = dtype(checkpoint, source)?;
+    Ok((dtype, checkpoint.bytes(&source.name).ok_or_else(|| missing(source))?))
 }
 
 /// The tensors of these layers, the embedding and the head where they belong to them.

@@ -13,7 +13,7 @@ mod ropes;
 mod size;
 mod warm;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
 use asterism_tensor::{Device, Dtype, Graphs, KvPool, RowsRoom, Tensor};
@@ -23,8 +23,8 @@ pub use self::forward::Beat;
 use self::forward::Body;
 use self::head::Head;
 pub use self::info::{LoadTimes, StageInfo, StageOptions};
-pub(crate) use self::load::Loader;
-use self::load::Tensors;
+use self::load::Loading;
+pub(crate) use self::load::{Loader, advance};
 use self::ropes::Ropes;
 pub use self::size::default_memory;
 use crate::ModelError;
@@ -33,6 +33,14 @@ use crate::manifest::Manifest;
 use crate::spec::DecoderSpec;
 use crate::split::{DeviceKind, Sizing};
 use crate::weights::{Checkpoint, WeightSource};
+
+/// Told of a long task's bytes, done so far and in all, from several threads, so a little out of order. It says whether to go on.
+pub type Watch<'a> = dyn Fn(u64, u64) -> ControlFlow<()> + Sync + 'a;
+
+/// Watches nothing.
+pub fn unwatched(_done: u64, _all: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 /// A stage, ready to compute. It owns its device; one thread works with it.
 #[derive(Debug)]
@@ -45,13 +53,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Loads a stage onto `device`: its own tensors only, checked against the manifest while they are packed. `progress` is told
-    /// the bytes done so far and in all, from several threads.
+    /// Loads a stage onto `device`: its own tensors only, checked against the manifest as they are read.
     pub fn load(
         device: Device,
         source: WeightSource<'_>,
         options: StageOptions,
-        progress: &(dyn Fn(u64, u64) + Sync),
+        watch: &Watch<'_>,
     ) -> Result<Self, ModelError> {
         let spec = DecoderSpec::from_config(&source.config()?)?;
         let Range { start, end } = options.layers;
@@ -71,19 +78,16 @@ impl Stage {
         let mut lap = Instant::now();
         let mut took = || std::mem::replace(&mut lap, Instant::now()).elapsed();
 
+        let StageOptions { layers, compute, .. } = &options;
+        let loading = Loading { device: &device, spec: &spec, layers, compute: *compute, watch };
         let (checkpoint_id, weights) = match source {
             WeightSource::Checkpoint(checkpoint) => {
-                let manifest = Manifest::of(checkpoint, progress)?;
+                let manifest = Manifest::of(checkpoint, watch)?;
                 times.manifest = took();
-                let tensors = Tensors::Checkpoint(checkpoint, &manifest);
-                let loader = Loader::new(&device, tensors, options.compute);
-                let weights = loader.load(&spec, &options.layers, progress)?;
+                let weights = loading.checkpoint(checkpoint, &manifest)?;
                 (manifest.checkpoint_id, weights)
             }
-            WeightSource::Synthetic(synthetic) => {
-                let loader = Loader::new(&device, Tensors::Synthetic(synthetic), options.compute);
-                (synthetic.checkpoint_id(), loader.load(&spec, &options.layers, progress)?)
-            }
+            WeightSource::Synthetic(synthetic) => (synthetic.checkpoint_id(), loading.synthetic(synthetic)?),
         };
         device.synchronize()?;
         times.weights = took();

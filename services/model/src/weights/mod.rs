@@ -7,6 +7,7 @@ mod dtype;
 mod gguf;
 mod index;
 mod map;
+mod reader;
 mod safetensors;
 mod stored;
 mod synthetic;
@@ -24,6 +25,7 @@ use serde_json::Value;
 
 pub(crate) use self::dtype::convert_weights;
 pub use self::dtype::{StoredDtype, TensorInfo};
+pub(crate) use self::reader::{TensorReader, each_part};
 use self::stored::Stored;
 pub use self::synthetic::Synthetic;
 use crate::ModelError;

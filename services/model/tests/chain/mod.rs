@@ -7,7 +7,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use asterism_model::stage::{Batch, Input, Output, Span, StageOptions};
+use asterism_model::stage::{Batch, Input, Output, Span, StageOptions, unwatched};
 use asterism_model::{Checkpoint, DecoderSpec, Stage, Synthetic, WeightSource, split};
 use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, CudaOptions, Device, Tensor, TensorError};
 
@@ -172,7 +172,7 @@ impl Chain {
                 logits_slots: 0,
                 max_context: setup.max_context,
             };
-            Stage::load(setup.on.device(setup.threads), source, options, &|_, _| {}).unwrap()
+            Stage::load(setup.on.device(setup.threads), source, options, &unwatched).unwrap()
         });
         Self { stages: stages.collect() }
     }

@@ -24,7 +24,7 @@ impl Stand {
         let (max_rows, max_context) = (Some(32), Some(64));
         let memory = Some(Bytes(1 << 30));
         let config = ShardConfig { device, max_rows, max_context, memory, ..ShardConfig::new(tiny) };
-        let loaded = load::load(&config, &Progress::default()).expect("the tiny model");
+        let loaded = load::load(&config, &Progress::default(), &|| false).expect("the tiny model");
         let Loaded { stage, edges, logits, logits_slots, .. } = loaded;
         let room = describe::room(stage.info(), logits_slots);
         let runtime = Runtime::new().expect("threads");
