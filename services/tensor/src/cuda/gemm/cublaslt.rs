@@ -27,6 +27,19 @@ const CANDIDATES: usize = 16;
 /// CUBLAS_OP_T.
 const TRANSPOSED: i32 = 1;
 
+/// At most every so many-th multiprocessor is left idle for the sake of even shares.
+const IDLE: u32 = 6;
+
+/// On how many of a card's multiprocessors all do as much, if that is fewer than all and takes no longer: with 228
+/// tiles on 132 some do two and some one, and the memory that all share decides the time, so 114 that do two each lose
+/// nothing. `waves` is how often the tiles fill the card.
+fn even_share(waves: f32, card: u32) -> Option<u32> {
+    let tiles = (waves * card as f32).round() as u32;
+    let rounds = tiles.div_ceil(card.max(1));
+    let share = tiles.div_ceil(rounds.max(1));
+    (rounds > 1 && share < card && (card - share) * IDLE <= card).then_some(share)
+}
+
 /// The library, and the memory that its algorithms share: they run one after the other.
 #[derive(Debug)]
 pub struct Library {
@@ -44,6 +57,9 @@ unsafe impl Sync for Library {}
 #[derive(Debug)]
 pub struct Problem {
     bias: bool,
+    recorded: bool,
+    /// What [`Algorithm::multiprocessors`] was set to last.
+    multiprocessors: u32,
     operation: sys::cublasLtMatmulDesc_t,
     weights: sys::cublasLtMatrixLayout_t,
     activations: sys::cublasLtMatrixLayout_t,
@@ -69,8 +85,10 @@ impl Library {
         Ok(Library { card: Arc::clone(card), handle, workspace })
     }
 
-    /// Algorithms that the library thinks fast, the best guess first.
-    pub fn candidates(&self, problem: &Problem) -> Result<Vec<Algorithm>, TensorError> {
+    /// Algorithms that the library thinks fast, the best guess first, each on the whole card and then, in recorded steps
+    /// and where that evens out its shares, on fewer multiprocessors.
+    pub fn candidates(&self, problem: &mut Problem) -> Result<Vec<Algorithm>, TensorError> {
+        problem.use_multiprocessors(0)?;
         let mut all = self.ask(problem, sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_MASK)?;
         for algorithm in self.ask(problem, sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE)? {
             if !all.contains(&algorithm) {
@@ -137,12 +155,21 @@ impl Library {
             result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE
         };
         let found = found.iter().take(count.max(0) as usize).filter(usable);
-        Ok(found.map(|result| result.algo.data).collect())
+        let card = self.card.multiprocessors();
+        let on_card = |result: &sys::cublasLtMatmulHeuristicResult_t| {
+            let on = |multiprocessors| Algorithm { words: result.algo.data, multiprocessors };
+            let even = if problem.recorded { even_share(result.wavesCount, card) } else { None };
+            [Some(on(0)), even.map(on)]
+        };
+        Ok(found.flat_map(on_card).flatten().collect())
     }
 
     /// Whether an algorithm, out of a file perhaps, is one for this problem.
-    pub fn accepts(&self, problem: &Problem, algorithm: &Algorithm) -> bool {
-        let algorithm = sys::cublasLtMatmulAlgo_t { data: *algorithm };
+    pub fn accepts(&self, problem: &mut Problem, algorithm: &Algorithm) -> bool {
+        if problem.use_multiprocessors(algorithm.multiprocessors).is_err() {
+            return false;
+        }
+        let algorithm = sys::cublasLtMatmulAlgo_t { data: algorithm.words };
         let mut checked = sys::cublasLtMatmulHeuristicResult_t {
             algo: algorithm,
             workspaceSize: usize::MAX,
@@ -180,7 +207,8 @@ impl Library {
         let context = self.card.context();
         context.bind()?;
         context.count(|counters| &counters.launches);
-        let algorithm = sys::cublasLtMatmulAlgo_t { data: *algorithm };
+        problem.use_multiprocessors(algorithm.multiprocessors)?;
+        let algorithm = sys::cublasLtMatmulAlgo_t { data: algorithm.words };
         let (alpha, beta) = (product.scale, 0.0_f32);
         if problem.bias {
             use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
@@ -239,6 +267,8 @@ impl Problem {
         // Filled one by one, so that what was made is destroyed where the next fails.
         let mut problem = Problem {
             bias: key.bias,
+            recorded: key.is_recorded(),
+            multiprocessors: 0,
             operation: std::ptr::null_mut(),
             weights: std::ptr::null_mut(),
             activations: std::ptr::null_mut(),
@@ -258,6 +288,16 @@ impl Problem {
             problem.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &library.workspace.address())?;
         }
         Ok(problem)
+    }
+
+    /// Has the next call use so many multiprocessors, or all if 0.
+    fn use_multiprocessors(&mut self, count: u32) -> Result<(), TensorError> {
+        use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET;
+        if self.multiprocessors != count {
+            self.set(CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, &count)?;
+            self.multiprocessors = count;
+        }
+        Ok(())
     }
 
     /// Sets an attribute whose type in C has the size of `T`.
@@ -291,5 +331,22 @@ impl Drop for Problem {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::even_share;
+
+    #[test]
+    fn shares_are_evened_where_few_multiprocessors_are_left_idle() {
+        let share = |tiles: u32, card: u32| even_share(tiles as f32 / card as f32, card);
+        assert_eq!(share(228, 132), Some(114));
+        assert_eq!(share(392, 132), Some(131));
+        assert_eq!(share(128, 132), None, "they fit at once");
+        assert_eq!(share(264, 132), None, "all do two");
+        assert_eq!(share(136, 132), None, "half the card would idle");
+        assert_eq!(share(0, 132), None);
+        assert_eq!(share(5, 0), None);
     }
 }

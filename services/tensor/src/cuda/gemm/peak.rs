@@ -21,8 +21,8 @@ impl<'a> Peak<'a> {
     pub fn new(gemm: &'a Gemm, size: usize, [x, weights, out]: [u64; 3]) -> Result<Peak<'a>, TensorError> {
         let (compute, out_type) = (Compute::Bf16, Dtype::Bf16);
         let key = PlanKey { rows: size, outputs: size, inputs: size, compute, out: out_type, bias: false };
-        let problem = Problem::new(&gemm.library, &key)?;
-        let algorithms = gemm.library.candidates(&problem)?;
+        let mut problem = Problem::new(&gemm.library, &key)?;
+        let algorithms = gemm.library.candidates(&mut problem)?;
         let product = Product {
             x,
             x_stride: size,

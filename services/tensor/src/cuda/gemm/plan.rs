@@ -11,6 +11,9 @@ const LADDER_END: usize = 128;
 /// Up to here rows are rounded up to multiples of 64, beyond to multiples of 128: at most a fifth is padding.
 const FINE_END: usize = 512;
 
+/// The most rows of a recorded step.
+const RECORDED_ROWS: usize = LADDER_END;
+
 /// Rows of its output that a plan is verified on.
 pub const VERIFIED_ROWS: usize = 64;
 
@@ -68,6 +71,11 @@ impl PlanKey {
             (Compute::Bf16, Dtype::Bf16 | Dtype::F32) | (Compute::F32, Dtype::F32)
         );
         types && self.inputs > 0 && self.inputs.is_multiple_of(chunk) && self.outputs.is_multiple_of(8)
+    }
+
+    /// Whether it may be part of a recorded step, which other kernels run before and after.
+    pub fn is_recorded(&self) -> bool {
+        self.rows <= RECORDED_ROWS
     }
 
     /// Whether our own kernel takes over where no plan of cuBLASLt has its bits: few rows, where it is fast enough, and

@@ -11,10 +11,16 @@ use super::plan::PlanKey;
 use crate::{Compute, Dtype};
 
 /// The first line of every file; another version is not read.
-const HEADER: &str = "asterism multiplication plans 2";
+const HEADER: &str = "asterism multiplication plans 3";
 
-/// An algorithm of cuBLASLt, as the library describes it to itself.
-pub type Algorithm = [u64; 8];
+/// An algorithm of cuBLASLt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Algorithm {
+    /// As the library describes it to itself.
+    pub words: [u64; 8],
+    /// How many of the card's multiprocessors it uses; 0: all.
+    pub multiprocessors: u32,
+}
 
 /// What was found for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +98,12 @@ fn line(key: &PlanKey, found: &Found) -> String {
     let mut line = format!("{outputs} {inputs} {rows} {compute} {out} {bias} ");
     match found {
         Found::NoneEqual => line.push_str("none"),
-        Found::Equal(words) => {
+        // Writing to a string cannot fail.
+        Found::Equal(Algorithm { words, multiprocessors }) => {
             for word in words {
-                // Writing to a string cannot fail.
                 let _ = write!(line, "{word:016x}");
             }
+            let _ = write!(line, "/{multiprocessors}");
         }
     }
     line
@@ -117,14 +124,15 @@ fn parse(line: &str) -> Option<(PlanKey, Found)> {
     if found == "none" {
         return Some((key, Found::NoneEqual));
     }
-    let mut words = Algorithm::default();
+    let (found, multiprocessors) = found.split_once('/')?;
+    let mut words = [0; 8];
     if found.len() != 16 * words.len() {
         return None;
     }
     for (index, word) in words.iter_mut().enumerate() {
         *word = u64::from_str_radix(found.get(16 * index..16 * (index + 1))?, 16).ok()?;
     }
-    Some((key, Found::Equal(words)))
+    Some((key, Found::Equal(Algorithm { words, multiprocessors: multiprocessors.parse().ok()? })))
 }
 
 #[cfg(test)]
@@ -152,17 +160,18 @@ mod tests {
         PlanKey { rows, outputs: 24_576, inputs: 8_192, compute: Compute::Bf16, out: Dtype::F32, bias }
     }
 
-    const WORDS: Algorithm = [0, 1, u64::MAX, 0x0123_4567_89ab_cdef, 4, 5, 6, 1 << 63];
+    const ALGORITHM: Algorithm =
+        Algorithm { words: [0, 1, u64::MAX, 0x0123_4567_89ab_cdef, 4, 5, 6, 1 << 63], multiprocessors: 114 };
 
     #[test]
     fn what_is_saved_is_read_again() {
         let folder = Folder::new("again");
         let mut store = Store::open(Some(&folder.0), "NVIDIA H100 80GB HBM3", 130_002);
-        store.insert(key(8, false), Found::Equal(WORDS));
+        store.insert(key(8, false), Found::Equal(ALGORITHM));
         store.insert(key(8, true), Found::NoneEqual);
         store.save().unwrap();
         let again = Store::open(Some(&folder.0), "NVIDIA H100 80GB HBM3", 130_002);
-        assert_eq!(again.get(&key(8, false)), Some(Found::Equal(WORDS)));
+        assert_eq!(again.get(&key(8, false)), Some(Found::Equal(ALGORITHM)));
         assert_eq!(again.get(&key(8, true)), Some(Found::NoneEqual));
         assert_eq!(again.get(&key(16, true)), None);
         for (card, version) in [("NVIDIA H200", 130_002), ("NVIDIA H100 80GB HBM3", 130_003)] {
@@ -176,24 +185,25 @@ mod tests {
         let open = || Store::open(Some(&folder.0), "card", 1);
         let (mut first, mut second) = (open(), open());
         first.insert(key(1, false), Found::NoneEqual);
-        second.insert(key(2, false), Found::Equal(WORDS));
+        second.insert(key(2, false), Found::Equal(ALGORITHM));
         first.save().unwrap();
         second.save().unwrap();
         assert_eq!(open().get(&key(1, false)), Some(Found::NoneEqual));
-        assert_eq!(open().get(&key(2, false)), Some(Found::Equal(WORDS)));
+        assert_eq!(open().get(&key(2, false)), Some(Found::Equal(ALGORITHM)));
     }
 
     #[test]
     fn broken_lines_are_left_out() {
-        let good = line(&key(4, true), &Found::Equal(WORDS));
-        assert_eq!(parse(&good), Some((key(4, true), Found::Equal(WORDS))));
+        let good = line(&key(4, true), &Found::Equal(ALGORITHM));
+        assert_eq!(parse(&good), Some((key(4, true), Found::Equal(ALGORITHM))));
         for broken in [
             "",
             "1 2 3",
-            &good[..good.len() - 1],
+            &good[..good.len() - 3],
             &good.replace("bf16", "f17"),
             &good.replace("bias", "?"),
             &good.replace('f', "é"),
+            &good.replace('/', ""),
             &format!("{good} more"),
         ] {
             assert_eq!(parse(broken), None, "{broken}");
@@ -202,7 +212,7 @@ mod tests {
         fs::create_dir_all(&folder.0).unwrap();
         let path = folder.0.join(file_name("card", 1));
         fs::write(&path, format!("{HEADER}\nnonsense\n{good}\n")).unwrap();
-        assert_eq!(Store::open(Some(&folder.0), "card", 1).get(&key(4, true)), Some(Found::Equal(WORDS)));
+        assert_eq!(Store::open(Some(&folder.0), "card", 1).get(&key(4, true)), Some(Found::Equal(ALGORITHM)));
         fs::write(&path, format!("another header\n{good}\n")).unwrap();
         assert_eq!(Store::open(Some(&folder.0), "card", 1).get(&key(4, true)), None);
     }
