@@ -25,6 +25,7 @@ use super::pace::PaceMeter;
 use super::plan::plan;
 use super::requests::Delivered;
 use super::streams::StageEvent;
+use super::timeline::Timeline;
 use super::{PipelineState, SeenEvidence};
 use crate::metrics::{StageClock, StepTraces};
 use crate::sampler::{self, Draw, Evidence, Row, Token, widened_k};
@@ -46,6 +47,7 @@ pub struct Epoch<'d> {
     /// One for each stage.
     clocks: Vec<Arc<StageClock>>,
     traces: StepTraces,
+    timeline: Timeline,
     /// Stages that will leave.
     draining: Vec<usize>,
     /// Set once the gateway shuts down: when it waits no longer.
@@ -69,6 +71,7 @@ impl<'d> Epoch<'d> {
             joined,
             clocks,
             traces,
+            timeline: Timeline::default(),
             flights: Flights::new(stages),
             later: HashMap::new(),
             fetches: FuturesUnordered::new(),
@@ -95,6 +98,7 @@ impl<'d> Epoch<'d> {
                 Err(end) => return end,
             }
             self.desk.flush();
+            self.timeline.tell();
             self.stay_awake();
             if let Some(end) = self.finished().await {
                 return end;
@@ -148,6 +152,7 @@ impl<'d> Epoch<'d> {
                 self.pace.planned(now);
             }
             self.joined.streams.send(&plan)?;
+            self.timeline.sent(plan.step);
             sent = true;
         }
         Ok(sent)
@@ -228,6 +233,9 @@ impl<'d> Epoch<'d> {
     }
 
     fn on_report(&mut self, stage: usize, report: StepReport, now: Instant) -> Result<(), EpochEnd> {
+        if stage + 1 == self.clocks.len() {
+            self.timeline.read(report.step);
+        }
         let epoch = self.joined.holder.epoch;
         let progress = self
             .flights
@@ -242,8 +250,12 @@ impl<'d> Epoch<'d> {
         if stage == 0 {
             self.desk.scheduler.left_first_stage(report.step);
         }
+        let rows = report.evidence.len();
         for evidence in report.evidence {
             self.on_evidence(report.step, evidence);
+        }
+        if stage + 1 == self.clocks.len() {
+            self.timeline.drawn(report.step, rows);
         }
         if progress.done {
             self.desk.scheduler.step_done(report.step);

@@ -22,6 +22,7 @@ mod plan;
 mod requests;
 mod runner;
 mod streams;
+mod timeline;
 mod writer;
 
 use std::fmt;

@@ -4,6 +4,7 @@
 
 pub mod awake;
 pub mod channel;
+pub mod clock;
 pub mod config;
 pub mod health;
 pub mod listen;

@@ -14,11 +14,10 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::step::StepError;
+use crate::timeline;
 
 /// Steps that the device may have been given and that are not reported.
 pub const MOST_UNDER_WAY: usize = 2;
-/// Under this name a card's times of every step are logged, at debug. They are kept only if that is logged at the start.
-pub const TIMELINE: &str = "asterism_shard::timeline";
 /// The step's at work, and the next one's.
 const INPUTS: usize = 2;
 
@@ -68,7 +67,7 @@ impl Edges {
             dtype: info.compute.dtype(),
             outgoing,
             incoming: if info.is_first() { 0 } else { INPUTS },
-            timed: tracing::enabled!(target: TIMELINE, tracing::Level::DEBUG),
+            timed: timeline::is_told(),
         };
         let edge = stage.device().edge(room)?;
         let places = (outgoing > 0).then(|| Arc::new(Semaphore::new(outgoing)));

@@ -23,6 +23,7 @@ mod service;
 mod setting;
 mod start;
 mod step;
+mod timeline;
 
 pub use self::config::{ComputeType, DeviceName, LayerRange, ShardConfig, Weights};
 pub use self::error::ShardError;

@@ -6,7 +6,7 @@
 //! are finished in their order all the same.
 
 use std::collections::VecDeque;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,17 +16,18 @@ use asterism_model::{ModelError, Stage};
 use asterism_process::awake::{AwakeGuard, Wakefulness};
 use asterism_proto::shard::v1::{Evidence, StepPlan, StepReport};
 use asterism_proto::{Failure, Reason};
-use asterism_tensor::{Device, EdgeBuffer, StepTimes, TensorError};
+use asterism_tensor::{Device, EdgeBuffer, TensorError};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::edges::{Edges, MOST_UNDER_WAY, Place, StagedStep, TIMELINE};
+use crate::edges::{Edges, MOST_UNDER_WAY, Place, StagedStep};
 use crate::epoch::Epoch;
 use crate::evidence::{Context, LogitsRows, Wanted};
 use crate::metrics::{StageMetrics, StepRecord};
 use crate::plan::{PlanRefusal, Step, StepSpan};
 use crate::report::{Doing, Heart, StageClock, Work};
 use crate::sequences::Sequences;
+use crate::timeline::{self, Timeline};
 
 /// Longer than the stages before usually take.
 const INPUT_SOON: Duration = Duration::from_millis(50);
@@ -83,6 +84,7 @@ pub struct UnderWay {
     work: Option<WorkUnderWay>,
     evidence: Vec<Evidence>,
     record: StepRecord,
+    timeline: Timeline,
 }
 
 /// What the device was given for a step.
@@ -125,19 +127,21 @@ impl Reign {
     /// # Errors
     /// The plan is refused, the epoch is over, or the device has failed.
     pub fn begin(&mut self, machine: &mut Machine, plan: StepPlan) -> Result<(), StepError> {
+        let mut timeline = Timeline::planned();
         let record = machine.metrics.begin(&plan);
         let step = self.sequences.apply(plan).map_err(Failure::from)?;
+        timeline.applied();
         if self.awake.is_none() {
             self.awake = machine.wakefulness.as_ref().map(Wakefulness::guard);
         }
         let (work, evidence) = match step.spans.is_empty() {
             true => (None, Vec::new()),
             false => {
-                let (work, evidence) = self.compute(machine, &step)?;
+                let (work, evidence) = self.compute(machine, &step, &mut timeline)?;
                 (Some(work), evidence)
             }
         };
-        self.under_way.push_back(UnderWay { step: step.id, work, evidence, record });
+        self.under_way.push_back(UnderWay { step: step.id, work, evidence, record, timeline });
         Ok(())
     }
 
@@ -175,18 +179,19 @@ impl Reign {
     /// # Errors
     /// The epoch is over, or the device has failed.
     pub fn finish(&mut self, machine: &Machine) -> Result<(), StepError> {
-        let Some(UnderWay { step, work, evidence, record }) = self.under_way.pop_front() else {
+        let Some(UnderWay { step, work, evidence, record, mut timeline }) = self.under_way.pop_front() else {
             return Ok(());
         };
         if let Some(WorkUnderWay { output, place, alive }) = work {
             let bytes = self.clock.time(Doing::Computing, || output.wait())?;
+            timeline.done();
             if is_ahead(&machine.stage) {
                 machine.heart.layers_done(machine.stage.info().layers.len());
             }
             // Whoever waits for the next stage is not at work.
             drop(alive);
             if let Some(times) = bytes.times()? {
-                tell(&machine.stage, step, &times);
+                timeline::tell_card(&machine.stage.info().layers, step, &times);
             }
             if let Some(place) = place {
                 self.send(machine, StepBytes { step, bytes: place.hold(bytes) })?;
@@ -198,7 +203,10 @@ impl Reign {
         let report = StepReport { epoch, step, evidence, times: Some(times) };
         let Self { epoch, reports, clock, .. } = self;
         let report = match reports.try_send(report) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                timeline.reported(&machine.stage.info().layers, step);
+                return Ok(());
+            }
             Err(mpsc::error::TrySendError::Full(report) | mpsc::error::TrySendError::Closed(report)) => {
                 report
             }
@@ -209,7 +217,9 @@ impl Reign {
                 sent = reports.send(report) => sent.map_err(|_| Failure::new(Reason::Cancelled, "the driver is gone")),
             }
         };
-        Ok(clock.time(Doing::WaitingForOutput, || machine.runtime.block_on(sent))?)
+        clock.time(Doing::WaitingForOutput, || machine.runtime.block_on(sent))?;
+        timeline.reported(&machine.stage.info().layers, step);
+        Ok(())
     }
 
     /// Gives a step with rows to the device, and makes its evidence.
@@ -217,6 +227,7 @@ impl Reign {
         &mut self,
         machine: &mut Machine,
         step: &Step,
+        timeline: &mut Timeline,
     ) -> Result<(WorkUnderWay, Vec<Evidence>), StepError> {
         let place = self.place(machine)?;
         let mut input = self.input(machine, step)?;
@@ -228,6 +239,7 @@ impl Reign {
             let is_logits = matches!(output, Output::Logits { rows } if rows > 0);
             Ok((machine.edges.read(&machine.stage, place.as_ref())?, is_logits))
         })?;
+        timeline.launched();
         drop(input);
         if let Some(receiver) = &mut self.receiver {
             receiver.consumed();
@@ -314,15 +326,6 @@ fn soon(receiver: &mut Receiver) -> Option<StepBytes> {
 /// Whether the device goes on by itself with what it was given.
 pub fn is_ahead(stage: &Stage) -> bool {
     matches!(stage.device(), Device::Cuda(_))
-}
-
-/// Logs when the card did the parts of a step, in milliseconds by its own clock since the stage was loaded.
-fn tell(stage: &Stage, step: u64, times: &StepTimes) {
-    let shown = |part: &Range<f64>| format!("{:.3}..{:.3}", part.start, part.end);
-    let StepTimes { upload, compute, download } = times;
-    let [upload, download] = [upload, download].map(|part| part.as_ref().map(shown).unwrap_or_default());
-    let (layers, compute) = (&stage.info().layers, shown(compute));
-    tracing::debug!(target: TIMELINE, ?layers, step, upload, compute, download, "timeline");
 }
 
 /// Runs the layers; stops between two of them if the epoch ends.
