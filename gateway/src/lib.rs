@@ -18,4 +18,4 @@ pub mod tenants;
 pub mod text;
 
 pub use config::GatewayConfig;
-pub use service::{Gateway, GatewayError, Listeners, RunningGateway, run};
+pub use service::{Gateway, GatewayError, Listeners, RunningGateway, Surroundings, run};

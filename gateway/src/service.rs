@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use asterism_process::channel::{self, Traffic};
 use asterism_process::health::Health;
+use asterism_process::inproc::Registry;
 use asterism_process::listen::{ListenError, bind};
 use asterism_proto::DESCRIPTORS;
 use axum::serve::ListenerExt as _;
@@ -37,6 +38,15 @@ pub struct Listeners {
     pub grpc: TcpListener,
     /// For the OpenAI dialect.
     pub http: TcpListener,
+}
+
+/// What a gateway has beside its configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Shards within this process, which `inproc:NAME` in the configuration means.
+    pub registry: Registry,
+    /// Sees every row of evidence.
+    pub sink: Option<EvidenceSink>,
 }
 
 /// A gateway that serves; dropping it shuts it down.
@@ -118,25 +128,26 @@ impl Gateway {
     /// # Errors
     /// The model's folder cannot be read, or an address is none.
     pub async fn start(config: GatewayConfig, listeners: Listeners) -> Result<RunningGateway, GatewayError> {
-        Self::start_audited(config, listeners, None).await
+        Self::start_in(Surroundings::default(), config, listeners).await
     }
 
-    /// As [`Gateway::start`]; every row of evidence goes to `sink` too.
+    /// As [`Gateway::start`], among other things of this process.
     ///
     /// # Errors
     /// As [`Gateway::start`].
-    pub async fn start_audited(
+    pub async fn start_in(
+        surroundings: Surroundings,
         config: GatewayConfig,
         listeners: Listeners,
-        sink: Option<EvidenceSink>,
     ) -> Result<RunningGateway, GatewayError> {
+        let Surroundings { registry, sink } = surroundings;
         let (grpc_address, http_address) = listeners.addresses()?;
         let options = TextOptions { chat_template: config.chat_template.clone() };
         let folder = config.model.clone();
         let text = tokio::task::spawn_blocking(move || ModelText::load(&folder, &options)).await??;
         let text = Arc::new(text);
         let shutdown = CancellationToken::new();
-        let settings = DriverSettings { sink, ..DriverSettings::of(&config) };
+        let settings = DriverSettings { registry, sink, ..DriverSettings::of(&config) };
         let (driver, driving) = Driver::start(settings, Arc::clone(&text), shutdown.clone())?;
         let state = driver.state();
         let engine = Arc::new(Engine::new(config.name(), text, driver, Tenants::new(&config.tenants)));

@@ -1,4 +1,4 @@
-//! A gateway and its shards in this process, over real loopback sockets.
+//! A gateway and its shards in this process, over loopback sockets or through memory.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use asterism_gateway::GatewayConfig;
 use asterism_gateway::driver::{EvidenceSink, PipelineState};
-use asterism_gateway::service::{Gateway, Listeners, RunningGateway};
+use asterism_gateway::service::{Gateway, Listeners, RunningGateway, Surroundings};
 use asterism_process::config::Bytes;
-use asterism_process::listen::{bind, loopback};
+use asterism_process::inproc::{self, Registry};
+use asterism_process::listen::{Address, Listener, bind, loopback};
 use asterism_proto::shard::v1::Evidence;
 use asterism_proto::v1::GenerateRequest;
 use asterism_proto::v1::inference_client::InferenceClient;
@@ -45,6 +46,22 @@ pub struct Setup {
     pub max_context: Option<u32>,
     /// Requests that may wait.
     pub queue_requests: u32,
+    /// Between gateway and shards, and between shards.
+    pub transport: Transport,
+}
+
+/// What gateway and shards speak through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Loopback sockets.
+    Sockets,
+    /// The memory of this process.
+    Memory,
+}
+
+impl Transport {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Sockets, Self::Memory];
 }
 
 /// The evidence of each request, in order of position, as the bytes that crossed the wire.
@@ -55,7 +72,8 @@ pub type SeenEvidence = BTreeMap<String, Vec<Vec<u8>>>;
 pub struct Cluster {
     setup: Setup,
     shards: Vec<Option<RunningShard>>,
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<Address>,
+    registry: Registry,
     gateway: RunningGateway,
     evidence: Arc<Mutex<SeenEvidence>>,
 }
@@ -72,6 +90,7 @@ impl Setup {
             memory: None,
             max_context: None,
             queue_requests: 1024,
+            transport: Transport::Sockets,
         }
     }
 
@@ -90,7 +109,7 @@ impl Setup {
     }
 
     /// The gateway's configuration in front of these shards.
-    pub fn gateway(&self, shards: &[SocketAddr]) -> GatewayConfig {
+    pub fn gateway(&self, shards: &[Address]) -> GatewayConfig {
         GatewayConfig {
             listen: loopback(0),
             http_listen: loopback(0),
@@ -105,11 +124,16 @@ impl Cluster {
     /// Starts all services and waits until the pipeline is joined.
     pub async fn start(setup: Setup) -> Self {
         let (mut shards, mut addresses) = (Vec::new(), Vec::new());
+        let registry = Registry::default();
         for stage in 0..setup.shards {
-            let (listener, address) = bind(loopback(0)).await.expect("a free port");
+            let listener = match setup.transport {
+                Transport::Sockets => bind(loopback(0)).await.expect("a free port").0.into(),
+                Transport::Memory => Listener::from(registry.listen(stage.to_string()).expect("a free name")),
+            };
             let started = Shard::start(setup.shard(stage), listener, CancellationToken::new()).await;
-            shards.push(Some(started.expect("a shard starts")));
-            addresses.push(address);
+            let started = started.expect("a shard starts");
+            addresses.push(started.address.clone());
+            shards.push(Some(started));
         }
         let evidence = Arc::<Mutex<SeenEvidence>>::default();
         let seen = Arc::clone(&evidence);
@@ -121,13 +145,14 @@ impl Cluster {
         });
         let config = setup.gateway(&addresses);
         let listeners = Listeners::bind(&config).await.expect("free ports");
-        let gateway = Gateway::start_audited(config, listeners, Some(sink)).await.expect("a gateway starts");
+        let surroundings = Surroundings { registry: registry.clone(), sink: Some(sink) };
+        let gateway = Gateway::start_in(surroundings, config, listeners).await.expect("a gateway starts");
         assert!(gateway.ready().await, "the pipeline is joined");
-        Self { setup, shards, addresses, gateway, evidence }
+        Self { setup, shards, addresses, registry, gateway, evidence }
     }
 
-    /// Where the shards listen, by stage.
-    pub fn shards(&self) -> &[SocketAddr] {
+    /// Where the shards are reached, by stage.
+    pub fn shards(&self) -> &[Address] {
         &self.addresses
     }
 
@@ -135,6 +160,11 @@ impl Cluster {
     pub fn metrics(&self, stage: usize) -> SocketAddr {
         let shard = self.shards[stage].as_ref().expect("a shard that runs");
         shard.metrics_address.expect("metrics are served")
+    }
+
+    /// What another gateway in front of these shards needs.
+    pub fn surroundings(&self) -> Surroundings {
+        Surroundings { registry: self.registry.clone(), ..Surroundings::default() }
     }
 
     /// The gateway.
@@ -174,15 +204,26 @@ impl Cluster {
         // Its server may take a moment to end, or somebody's connection was given the port meanwhile.
         let bound = async {
             loop {
-                match bind(self.addresses[stage]).await {
-                    Ok((listener, _)) => return listener,
-                    Err(_) => tokio::task::yield_now().await,
+                match self.listen(&self.addresses[stage]).await {
+                    Some(listener) => return listener,
+                    None => tokio::task::yield_now().await,
                 }
             }
         };
-        let listener = timeout(PATIENCE, bound).await.expect("the port is free again");
+        let listener = timeout(PATIENCE, bound).await.expect("the address is free again");
         let started = Shard::start(self.setup.shard(stage), listener, CancellationToken::new()).await;
         self.shards[stage] = Some(started.expect("a shard starts"));
         assert!(self.gateway.ready().await, "the pipeline is joined again");
+    }
+
+    /// Listens on an address again, if it is free.
+    async fn listen(&self, address: &Address) -> Option<Listener> {
+        match address {
+            Address::Tcp(address) => Some(bind(*address).await.ok()?.0.into()),
+            Address::Inproc(address) => {
+                let name = address.strip_prefix(inproc::SCHEME)?;
+                Some(self.registry.listen(name).ok()?.into())
+            }
+        }
     }
 }

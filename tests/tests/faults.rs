@@ -9,7 +9,7 @@ use asterism_proto::v1::generate_response::Event;
 use asterism_proto::v1::{AbortRequest, FinishReason, GenerateRequest};
 use asterism_shard::ComputeType;
 use asterism_tests::answer::{self, greedy};
-use asterism_tests::cluster::{Cluster, SeenEvidence, Setup};
+use asterism_tests::cluster::{Cluster, SeenEvidence, Setup, Transport};
 use asterism_tests::golden::tiny_52b;
 use asterism_tests::workload::nth_request_of;
 use tonic::Code;
@@ -29,8 +29,8 @@ fn once(mut evidence: SeenEvidence) -> SeenEvidence {
     evidence
 }
 
-async fn killed_in_the_middle(compute: ComputeType) {
-    let setup = Setup { compute, max_context: Some(4200), ..Setup::new(tiny_52b(), 3) };
+async fn killed_in_the_middle(compute: ComputeType, transport: Transport) {
+    let setup = Setup { compute, transport, max_context: Some(4200), ..Setup::new(tiny_52b(), 3) };
     let mut cluster = Cluster::start(setup).await;
     let mut undisturbed = Vec::new();
     for request in seventeen() {
@@ -63,27 +63,36 @@ async fn killed_in_the_middle(compute: ComputeType) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_that_dies_is_a_pause_in_f32() {
-    killed_in_the_middle(ComputeType::F32).await;
+    killed_in_the_middle(ComputeType::F32, Transport::Sockets).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_dies_is_a_pause_within_a_process_too() {
+    killed_in_the_middle(ComputeType::F32, Transport::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_that_dies_is_a_pause_in_bf16() {
-    killed_in_the_middle(ComputeType::Bf16).await;
+    killed_in_the_middle(ComputeType::Bf16, Transport::Sockets).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_goes_away_makes_room_for_the_next() {
-    // The pool holds one such sequence at a time.
-    let cluster = Cluster::start(Setup { max_context: Some(600), ..Setup::new(tiny_52b(), 2) }).await;
-    let mut client = cluster.client().await;
-    for _ in 0..20 {
-        let mut stream = client.generate(greedy("", &[1, 2, 3], 590)).await.expect("a stream").into_inner();
-        for _ in 0..3 {
-            stream.message().await.expect("a message").expect("it goes on");
+    for transport in Transport::ALL {
+        // The pool holds one such sequence at a time.
+        let setup = Setup { max_context: Some(600), transport, ..Setup::new(tiny_52b(), 2) };
+        let cluster = Cluster::start(setup).await;
+        let mut client = cluster.client().await;
+        for _ in 0..20 {
+            let answer = client.generate(greedy("", &[1, 2, 3], 590)).await;
+            let mut stream = answer.expect("a stream").into_inner();
+            for _ in 0..3 {
+                stream.message().await.expect("a message").expect("it goes on");
+            }
         }
+        let answer = cluster.generate(greedy("last", &[1, 2, 3], 590)).await.expect("an answer");
+        assert_eq!(answer.ids.len(), 590, "{transport:?}");
     }
-    let answer = cluster.generate(greedy("last", &[1, 2, 3], 590)).await.expect("an answer");
-    assert_eq!(answer.ids.len(), 590);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,28 +116,31 @@ async fn an_aborted_answer_ends_with_what_it_has() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_gateway_waits_until_it_is_told_to_take_over() {
-    let setup = Setup::new(tiny_52b(), 2);
-    let cluster = Cluster::start(setup.clone()).await;
-    let config = setup.gateway(cluster.shards());
-    let second = {
-        let listeners = Listeners::bind(&config).await.expect("free ports");
-        Gateway::start(config.clone(), listeners).await.expect("it starts")
-    };
-    let mut state = second.state();
-    let held = |state: &PipelineState| matches!(state, PipelineState::Waiting(why) if why.contains("held"));
-    state.wait_for(held).await.expect("it says who holds the pipeline");
-    let answer = cluster.generate(greedy("first", &[9], 4)).await.expect("the first goes on");
-    second.stop().await.expect("it stops in order");
+    for transport in Transport::ALL {
+        let setup = Setup { transport, ..Setup::new(tiny_52b(), 2) };
+        let cluster = Cluster::start(setup.clone()).await;
+        let config = setup.gateway(cluster.shards());
+        let second = {
+            let listeners = Listeners::bind(&config).await.expect("free ports");
+            Gateway::start_in(cluster.surroundings(), config.clone(), listeners).await.expect("it starts")
+        };
+        let mut state = second.state();
+        let held =
+            |state: &PipelineState| matches!(state, PipelineState::Waiting(why) if why.contains("held"));
+        state.wait_for(held).await.expect("it says who holds the pipeline");
+        let answer = cluster.generate(greedy("first", &[9], 4)).await.expect("the first goes on");
+        second.stop().await.expect("it stops in order");
 
-    let config = GatewayConfig { take_over: true, ..config };
-    let listeners = Listeners::bind(&config).await.expect("free ports");
-    let third = Gateway::start(config, listeners).await.expect("it starts");
-    assert!(third.ready().await, "it took the pipeline");
-    let address = format!("http://{}", third.grpc_address);
-    let client = answer::Client::connect(address).await.expect("it listens");
-    let taken = answer::generate(client, greedy("third", &[9], 4)).await.expect("an answer");
-    assert_eq!(taken.ids, answer.ids);
-    let refused =
-        cluster.generate(greedy("first again", &[9], 4)).await.expect_err("the first lost its pipeline");
-    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        let config = GatewayConfig { take_over: true, ..config };
+        let listeners = Listeners::bind(&config).await.expect("free ports");
+        let third = Gateway::start_in(cluster.surroundings(), config, listeners).await.expect("it starts");
+        assert!(third.ready().await, "it took the pipeline");
+        let address = format!("http://{}", third.grpc_address);
+        let client = answer::Client::connect(address).await.expect("it listens");
+        let taken = answer::generate(client, greedy("third", &[9], 4)).await.expect("an answer");
+        assert_eq!(taken.ids, answer.ids);
+        let refused =
+            cluster.generate(greedy("first again", &[9], 4)).await.expect_err("the first lost its pipeline");
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    }
 }

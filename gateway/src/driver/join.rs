@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use asterism_process::channel::{self, CONTROL_MESSAGE_LIMIT, Traffic};
+use asterism_process::channel::{AddressError, CONTROL_MESSAGE_LIMIT, Traffic};
+use asterism_process::dial::Dial;
+use asterism_process::inproc::Registry;
 use asterism_proto::shard::v1::shard_client::ShardClient;
 use asterism_proto::shard::v1::{DescribeRequest, Holder, JoinRequest, LinkKind};
 use futures::future::join_all;
@@ -48,13 +50,13 @@ pub struct ShardRefusal {
 }
 
 impl Shards {
-    /// Makes a channel for each address (host:port); nothing is dialled yet.
+    /// Makes a channel for each address (as [`Dial`] takes it); nothing is dialled yet.
     ///
     /// # Errors
     /// An address that is none.
-    pub fn new(addresses: &[String]) -> Result<Self, channel::AddressError> {
+    pub fn new(addresses: &[String], registry: &Registry) -> Result<Self, AddressError> {
         let client = |address: &String| {
-            let channel = channel::endpoint(address, Traffic::Internal)?.connect_lazy();
+            let channel = Dial::new(address, Traffic::Internal, registry)?.lazy();
             Ok((address.clone(), ShardClient::new(channel).max_decoding_message_size(CONTROL_MESSAGE_LIMIT)))
         };
         Ok(Self { clients: addresses.iter().map(client).collect::<Result<_, _>>()? })

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asterism_process::channel::AddressError;
+use asterism_process::inproc::Registry;
 use asterism_process::reactor::Reactor;
 use asterism_proto::shard::v1::Evidence;
 use asterism_proto::{Failure, Reason};
@@ -70,8 +71,10 @@ pub struct Driver {
 /// What a driver needs to know.
 #[derive(Clone, Debug)]
 pub struct DriverSettings {
-    /// host:port of every shard.
+    /// host:port of every shard, or where it is in the registry.
     pub shards: Vec<String>,
+    /// Shards within this process.
+    pub registry: Registry,
     /// Whether to take the pipeline from another driver, once.
     pub take_over: bool,
     /// The longest prompt plus answer; what the shards allow unless set.
@@ -169,7 +172,7 @@ impl Driver {
         let shards = {
             // Their connections belong to the driver's thread.
             let _entered = reactor.handle().enter();
-            Shards::new(&settings.shards)?
+            Shards::new(&settings.shards, &settings.registry)?
         };
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (sender, state) =
@@ -254,10 +257,11 @@ impl Driver {
 // === impl DriverSettings ===
 
 impl DriverSettings {
-    /// As configured, without a sink.
+    /// As configured, without a sink and without shards in this process.
     pub fn of(config: &GatewayConfig) -> Self {
         Self {
             shards: config.shards.clone(),
+            registry: Registry::default(),
             take_over: config.take_over,
             max_context: config.max_context,
             queue: QueueLimits { requests: config.queue_requests, tokens: config.queue_tokens },

@@ -106,7 +106,7 @@ async fn logprobs_are_of_the_raw_row() {
 #[tokio::test]
 async fn the_evidence_sink_sees_every_row() {
     use asterism_gateway::driver::EvidenceSink;
-    use asterism_gateway::{Gateway, Listeners};
+    use asterism_gateway::{Gateway, Listeners, Surroundings};
 
     let (sender, seen) = std::sync::mpsc::channel();
     let shards = crate::sandbox::shards(2, |_| {}).await;
@@ -115,7 +115,8 @@ async fn the_evidence_sink_sees_every_row() {
     let sink = EvidenceSink::new(move |row| {
         let _ = sender.send((row.request_id.to_owned(), row.evidence.position, row.evidence.ids.clone()));
     });
-    let gateway = Gateway::start_audited(setup.config.clone(), listeners, Some(sink)).await.unwrap();
+    let surroundings = Surroundings { sink: Some(sink), ..Surroundings::default() };
+    let gateway = Gateway::start_in(surroundings, setup.config.clone(), listeners).await.unwrap();
     assert!(gateway.ready().await);
     let address = format!("http://{}", gateway.grpc_address);
     let mut client = v1::inference_client::InferenceClient::connect(address).await.unwrap();

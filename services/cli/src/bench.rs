@@ -19,6 +19,7 @@ use asterism_tensor::Compute;
 
 use self::card::CardPlan;
 use self::geometry::Geometry;
+use self::pipeline::Times;
 use self::streams::StreamPlan;
 use crate::up::model_folder;
 
@@ -28,7 +29,8 @@ use crate::up::model_folder;
 ///
 /// On the CPU, `--local` runs the model in this process and prints, at one and at two threads: tokens/s of decode (one
 /// sequence) beside the memory's read bandwidth, since every token reads every weight once; tokens/s of prefill beside the
-/// peak rate of the instruction that multiplies; and what a second shard adds to a token's time, through real loopback sockets.
+/// peak rate of the instruction that multiplies; and what a second shard adds to a token's time, through memory and through
+/// loopback sockets.
 ///
 /// On a card it runs whole steps in this process: decode of several sequences beside the time that copying the same bytes
 /// (weights and KV) would take, prefill beside the rate of a large multiplication, and the loading of a checkpoint beside the
@@ -142,10 +144,12 @@ async fn local(arguments: &Arguments, model: &Path) -> Result<(), Box<dyn Error>
         let speeds = tokio::task::spawn_blocking(move || local::measure(&model, compute, threads)).await??;
         print!("{speeds}");
     }
-    println!("\nshards   decode through a gateway and sockets, one thread each");
-    let [one, two] = pipeline::measure(model, compute).await?.map(|time| time.as_secs_f64() * 1e3);
-    println!("1        {one:.3} ms/token");
-    println!("2        {two:.3} ms/token: {:+.3} ms by the second shard", two - one);
+    println!("\nshards       decode through a gateway, one thread each");
+    let Times { one, memory, sockets } = pipeline::measure(model, compute).await?;
+    println!("1            {:.3} ms/token", ms(one));
+    for (name, two) in [("2, memory", memory), ("2, sockets", sockets)] {
+        println!("{name:<11}  {:.3} ms/token: {:+.3} ms by the second shard", ms(two), ms(two) - ms(one));
+    }
     Ok(())
 }
 

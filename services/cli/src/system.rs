@@ -1,15 +1,17 @@
-//! All services of a model in one process, over real loopback sockets.
+//! All services of a model in one process.
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use asterism_gateway::{Gateway, GatewayConfig, GatewayError, Listeners, RunningGateway};
+use asterism_gateway::{Gateway, GatewayConfig, GatewayError, Listeners, RunningGateway, Surroundings};
 use asterism_model::stage::default_memory;
 use asterism_process::config::Bytes;
-use asterism_process::listen::{ListenError, bind, loopback};
+use asterism_process::inproc::Registry;
+use asterism_process::listen::{ListenError, Listener, bind, loopback};
 use asterism_shard::{
     ComputeType, DeviceName, RunningShard, Shard, ShardConfig, ShardError, StartTimes, Weights,
 };
@@ -41,10 +43,21 @@ pub struct Plan {
     pub deterministic: bool,
     /// The most rows of a step; unless given, the device's.
     pub max_rows: Option<usize>,
+    /// How the services speak to each other.
+    pub transport: Transport,
     /// Where the gateway listens for gRPC.
     pub listen: SocketAddr,
     /// Where the gateway listens for HTTP.
     pub http_listen: SocketAddr,
+}
+
+/// How the services of one process speak to each other. What they say is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Through memory.
+    Memory,
+    /// Over loopback sockets, as the services of several processes do.
+    Sockets,
 }
 
 /// A gateway and its shards. Dropping it shuts everything down.
@@ -64,6 +77,9 @@ pub enum SystemError {
     /// A socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A name within this process.
+    #[error(transparent)]
+    Name(#[from] io::Error),
     /// A card.
     #[error(transparent)]
     Card(#[from] TensorError),
@@ -91,6 +107,7 @@ impl Plan {
             compute: None,
             deterministic: false,
             max_rows: None,
+            transport: Transport::Memory,
             listen: loopback(0),
             http_listen: loopback(0),
         }
@@ -155,7 +172,11 @@ impl System {
         // A taken port is told before anything is loaded.
         let listeners = Listeners::bind(&config).await?;
         let leave = CancellationToken::new();
-        let started = plan.configs()?.into_iter().map(|config| start_shard(config, leave.clone()));
+        let registry = Registry::default();
+        let started = plan.configs()?.into_iter().map(|config| {
+            let registry = (plan.transport == Transport::Memory).then_some(&registry);
+            start_shard(config, registry, leave.clone())
+        });
         let started = try_join_all(started).await?;
         let times = started.iter().map(RunningShard::times).collect();
         let addresses = started.iter().map(|shard| shard.address.to_string()).collect();
@@ -163,7 +184,9 @@ impl System {
         for (stage, shard) in started.into_iter().enumerate() {
             shards.spawn(async move { (stage, shard.finished().await) });
         }
-        let gateway = Gateway::start(GatewayConfig { shards: addresses, ..config }, listeners).await?;
+        let surroundings = Surroundings { registry, ..Surroundings::default() };
+        let config = GatewayConfig { shards: addresses, ..config };
+        let gateway = Gateway::start_in(surroundings, config, listeners).await?;
         Ok(Self { gateway, shards, leave, times })
     }
 
@@ -214,9 +237,17 @@ impl System {
     }
 }
 
-async fn start_shard(config: ShardConfig, leave: CancellationToken) -> Result<RunningShard, SystemError> {
+/// Starts a shard within the registry, or without one on its configured address.
+async fn start_shard(
+    config: ShardConfig,
+    registry: Option<&Registry>,
+    leave: CancellationToken,
+) -> Result<RunningShard, SystemError> {
     let stage = config.stage as usize;
-    let (listener, _) = bind(config.listen).await?;
+    let listener = match registry {
+        Some(registry) => registry.listen(format!("stage-{stage}"))?.into(),
+        None => Listener::from(bind(config.listen).await?.0),
+    };
     Shard::start(config, listener, leave).await.map_err(|error| SystemError::Shard(stage, error))
 }
 

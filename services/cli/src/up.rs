@@ -17,8 +17,8 @@ use crate::system::{Plan, System};
 /// Start shards and a gateway on this machine and serve a model.
 ///
 /// Without arguments that is the demo model, a small real chat model that is fetched once, split over two shards. All
-/// services run in this process but speak over real sockets, as they would on several machines. Says how to talk to
-/// them once they are ready; Ctrl-C lets running answers end.
+/// services run in this process and speak gRPC through its memory, as they would over sockets on several machines. Says how
+/// to talk to them once they are ready; Ctrl-C lets running answers end.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -17,6 +17,7 @@ mod grpc;
 
 use std::time::Duration;
 
+use asterism_process::inproc::Registry;
 use asterism_proto::shard::v1::Holder;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,15 @@ pub struct StepBytes {
     pub step: u64,
     /// `[rows, hidden]`, row-major, little-endian.
     pub bytes: Bytes,
+}
+
+/// Where the receiving end is.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// As [`Dial`](asterism_process::dial::Dial) takes it.
+    pub address: String,
+    /// Where an address of this process is known.
+    pub registry: Registry,
 }
 
 /// How an edge carries its bytes.
@@ -89,13 +99,13 @@ impl LinkKind {
         }
     }
 
-    /// Opens the sending end to the shard at `address`, and returns once the peer has granted its first credits.
+    /// Opens the sending end to the shard at `peer`, and returns once the peer has granted its first credits.
     ///
     /// # Errors
     /// The peer does not answer before `deadline`, or refuses.
-    pub async fn open(self, address: &str, edge: Edge, deadline: Duration) -> Result<Sender, LinkError> {
+    pub async fn open(self, peer: &Peer, edge: Edge, deadline: Duration) -> Result<Sender, LinkError> {
         match self {
-            Self::Grpc => Ok(Sender::Grpc(grpc::open(address, edge, deadline).await?)),
+            Self::Grpc => Ok(Sender::Grpc(grpc::open(peer, edge, deadline).await?)),
         }
     }
 }

@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Endpoint, Server};
+
+use crate::listen::{self, Listener};
 
 const KIB: u32 = 1 << 10;
 const MIB: u32 = 1 << 20;
@@ -88,8 +91,13 @@ pub fn endpoint(address: &str, traffic: Traffic) -> Result<Endpoint, AddressErro
     if endpoint.uri().port_u16().is_none() {
         return Err(wrong("the port is missing".to_owned()));
     }
+    Ok(settled(endpoint, traffic))
+}
+
+/// The same endpoint with the settings of its traffic.
+pub(crate) fn settled(endpoint: Endpoint, traffic: Traffic) -> Endpoint {
     let settings = traffic.settings();
-    Ok(endpoint
+    endpoint
         .initial_stream_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
         .max_frame_size(settings.max_frame)
@@ -98,7 +106,7 @@ pub fn endpoint(address: &str, traffic: Traffic) -> Result<Endpoint, AddressErro
         .http2_keep_alive_interval(HTTP2_KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(HTTP2_KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .connect_timeout(CONNECT_TIMEOUT))
+        .connect_timeout(CONNECT_TIMEOUT)
 }
 
 /// A server's builder.
@@ -113,8 +121,27 @@ pub fn server(traffic: Traffic) -> Server {
         .http2_keepalive_timeout(Some(HTTP2_KEEP_ALIVE_TIMEOUT))
 }
 
+/// Serves what a listener accepts, until `shutdown`; then lets open calls end.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve(
+    router: Router,
+    listener: Listener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    match listener {
+        Listener::Tcp(listener) => router.serve_with_incoming_shutdown(incoming(listener), shutdown).await,
+        Listener::Inproc(listener) => router.serve_with_incoming_shutdown(listener, shutdown).await,
+    }
+}
+
 /// The connections that a listener accepts, with their socket options set.
 pub fn incoming(listener: TcpListener) -> TcpIncoming {
+    if listener.local_addr().is_ok_and(|address| address.ip().is_loopback()) {
+        // What is accepted has the listener's.
+        listen::do_not_pace(SockRef::from(&listener));
+    }
     TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEP_ALIVE))
 }
 

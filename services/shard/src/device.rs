@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use asterism_link::{Edge, LinkKind};
+use asterism_link::{Edge, LinkKind, Peer};
 use asterism_proto::shard::v1::StepPlan;
 use asterism_proto::{Failure, Reason};
 use asterism_tensor::TensorError;
@@ -171,6 +171,7 @@ impl DeviceThread {
         let DeviceEnd { plans, reports, receiver } = ends;
         let runtime = &self.machine.runtime;
         let opened = downstream.map(|address| {
+            let peer = Peer { address, registry: self.machine.registry.clone() };
             let edge = Edge {
                 holder: epoch.holder.clone(),
                 credits: epoch.steps_in_flight,
@@ -178,7 +179,7 @@ impl DeviceThread {
                 cancel: epoch.ended(),
             };
             // On the runtime's own threads: opening spawns tasks and uses timers.
-            let opening = runtime.spawn(async move { link.open(&address, edge, EDGE_DEADLINE).await });
+            let opening = runtime.spawn(async move { link.open(&peer, edge, EDGE_DEADLINE).await });
             runtime
                 .block_on(opening)
                 .map_err(|error| Failure::new(Reason::Internal, error.to_string()))?

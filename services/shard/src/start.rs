@@ -9,12 +9,13 @@ use asterism_process::awake::Wakefulness;
 use asterism_process::channel::{self, CONTROL_MESSAGE_LIMIT, FRAME_MESSAGE_LIMIT, Traffic};
 use asterism_process::config::{Mistakes, Settings as _};
 use asterism_process::health::Health;
+use asterism_process::inproc::Registry;
+use asterism_process::listen::{Address, Listener};
 use asterism_process::reactor::Reactor;
 use asterism_process::{listen, metrics};
 use asterism_proto::shard::v1::shard_server::{SERVICE_NAME, ShardServer};
 use asterism_proto::{DESCRIPTORS, Failure, Reason};
 use asterism_tensor::TensorError;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -44,8 +45,8 @@ pub struct Shard;
 /// A shard that serves. Dropping it ends it at once, as a crash would.
 #[derive(Debug)]
 pub struct RunningShard {
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// Where it is reached.
+    pub address: Address,
     /// Where it serves its metrics.
     pub metrics_address: Option<SocketAddr>,
     times: StartTimes,
@@ -64,21 +65,23 @@ pub async fn run(config: ShardConfig, shutdown: CancellationToken) -> Result<(),
 
 impl Shard {
     /// Loads the configured stage and serves it on `listener`; returns once it is loaded. Meanwhile health says
-    /// NOT_SERVING and drivers are told UNAVAILABLE.
+    /// NOT_SERVING and drivers are told UNAVAILABLE. A shard that listens within this process finds its neighbours there.
     ///
     /// # Errors
     /// The configuration is wrong, or the stage cannot be loaded.
     pub async fn start(
         config: ShardConfig,
-        listener: TcpListener,
+        listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> Result<RunningShard, ShardError> {
+        let listener = listener.into();
         let mistakes = config.check();
         if !mistakes.is_empty() {
             return Err(Mistakes(mistakes).into());
         }
         let io = |what| move |source| ShardError::Io { what, source };
-        let address = listener.local_addr().map_err(io("the listening socket"))?;
+        let address = listener.address().map_err(io("the listening socket"))?;
+        let peers = listener.registry();
         let (progress, heart) = (Arc::<Progress>::default(), Arc::<Heart>::default());
         let service = ShardService::loading(Arc::clone(&progress), Arc::clone(&heart));
         let (health, health_server) = Health::new(&[SERVICE_NAME]).await;
@@ -91,8 +94,7 @@ impl Shard {
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let router = channel::server(Traffic::Internal).add_service(health_server).add_service(shard_server);
         let router = router.add_optional_service(reflection.ok());
-        let serving =
-            router.serve_with_incoming_shutdown(channel::incoming(listener), stop.clone().cancelled_owned());
+        let serving = channel::serve(router, listener, stop.clone().cancelled_owned());
         let reactor =
             Reactor::start(&format!("shard-{}", config.stage)).map_err(io("the thread for calls"))?;
         let runtime = reactor.handle().clone();
@@ -109,7 +111,9 @@ impl Shard {
                 Some(address)
             }
         };
-        warn_who_may(address);
+        if let Address::Tcp(address) = address {
+            warn_who_may(address);
+        }
         let gone = Gone::default();
         let told = Told {
             progress: Arc::clone(&progress),
@@ -117,7 +121,8 @@ impl Shard {
             metrics: stage_metrics,
             gone: gone.clone(),
         };
-        let loading = spawn_device(config.clone(), runtime, told).map_err(io("the device thread"))?;
+        let loading =
+            spawn_device(config.clone(), (runtime, peers), told).map_err(io("the device thread"))?;
         let ready = tokio::select! {
             () = shutdown.cancelled() => return Err(ShardError::Stopped),
             loaded = loading => loaded.map_err(|_| ShardError::DeviceThread)??,
@@ -184,10 +189,11 @@ struct Told {
     gone: Gone,
 }
 
-/// Starts the thread that loads the stage and then owns its device. Its streams run on `runtime`.
+/// Starts the thread that loads the stage and then owns its device. Its streams run on `runtime`, to peers that `registry` knows
+/// or that are elsewhere.
 fn spawn_device(
     config: ShardConfig,
-    runtime: Handle,
+    (runtime, registry): (Handle, Registry),
     Told { progress, heart, metrics, gone }: Told,
 ) -> std::io::Result<oneshot::Receiver<Result<(Ready, StartTimes), ShardError>>> {
     let (told, loaded) = oneshot::channel();
@@ -235,7 +241,7 @@ fn spawn_device(
         let description = describe::describe(&config, info, logits_slots);
         let largest = info.max_rows as u64 * info.row_bytes() as u64;
         let wakefulness = is_ahead(&stage).then(|| Wakefulness::of(&runtime));
-        let machine = Machine { stage, edges, logits, heart, metrics, runtime, wakefulness };
+        let machine = Machine { stage, edges, logits, heart, metrics, runtime, registry, wakefulness };
         if told.send(Ok((Ready { description, largest, commands }, times))).is_ok()
             && let Err(error) = (DeviceThread { machine, room, commands: queue }).run()
         {

@@ -14,6 +14,7 @@ use asterism_link::{Receiver, Sender, StepBytes};
 use asterism_model::stage::{Batch, Input, Output, Span};
 use asterism_model::{ModelError, Stage};
 use asterism_process::awake::{AwakeGuard, Wakefulness};
+use asterism_process::inproc::Registry;
 use asterism_proto::shard::v1::{Evidence, StepPlan, StepReport};
 use asterism_proto::{Failure, Reason};
 use asterism_tensor::{Device, EdgeBuffer, TensorError};
@@ -47,6 +48,8 @@ pub struct Machine {
     pub metrics: StageMetrics,
     /// For waits on channels.
     pub runtime: Handle,
+    /// Where neighbours within this process are known.
+    pub registry: Registry,
     /// Of the runtime, where a card would wait for it.
     pub wakefulness: Option<Wakefulness>,
 }

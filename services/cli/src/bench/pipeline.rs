@@ -1,4 +1,4 @@
-//! The same model through a gateway and shards on loopback sockets.
+//! The same model through a gateway and shards.
 
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -14,24 +14,31 @@ use asterism_shard::ComputeType;
 use tonic::transport::Channel;
 
 use super::{ROUNDS, TWO, median};
-use crate::system::{Plan, System};
+use crate::system::{Plan, System, Transport};
 
 /// Tokens of one answer.
 const ANSWER: u32 = 128;
 
-/// The time of one decoded token with the model on one shard, and split over two; each shard has one thread.
-///
-/// Both systems are there at once and answer in turns, so that whatever else the machine does falls on both.
-pub async fn measure(model: &Path, compute: ComputeType) -> Result<[Duration; 2], Box<dyn Error>> {
-    let [mut one, mut two] = [
-        Measured::start(model, compute, NonZeroUsize::MIN).await?,
-        Measured::start(model, compute, TWO).await?,
-    ];
+/// The time of one decoded token with the model on one shard, and split over two that speak through memory, and over two with
+/// sockets between them; each shard has one thread.
+pub struct Times {
+    pub one: Duration,
+    pub memory: Duration,
+    pub sockets: Duration,
+}
+
+/// All systems are there at once and answer in turns, so that whatever else the machine does falls on all.
+pub async fn measure(model: &Path, compute: ComputeType) -> Result<Times, Box<dyn Error>> {
+    let start = async |shards, transport| Measured::start(model, compute, (shards, transport)).await;
+    let mut one = start(NonZeroUsize::MIN, Transport::Memory).await?;
+    let mut memory = start(TWO, Transport::Memory).await?;
+    let mut sockets = start(TWO, Transport::Sockets).await?;
     for _ in 0..ROUNDS {
-        one.times.push(answer(&mut one.client).await?);
-        two.times.push(answer(&mut two.client).await?);
+        for system in [&mut one, &mut memory, &mut sockets] {
+            system.times.push(answer(&mut system.client).await?);
+        }
     }
-    Ok([one.finish().await?, two.finish().await?])
+    Ok(Times { one: one.finish().await?, memory: memory.finish().await?, sockets: sockets.finish().await? })
 }
 
 struct Measured {
@@ -41,9 +48,13 @@ struct Measured {
 }
 
 impl Measured {
-    async fn start(model: &Path, compute: ComputeType, shards: NonZeroUsize) -> Result<Self, Box<dyn Error>> {
+    async fn start(
+        model: &Path,
+        compute: ComputeType,
+        (shards, transport): (NonZeroUsize, Transport),
+    ) -> Result<Self, Box<dyn Error>> {
         let threads = Some(NonZeroUsize::MIN);
-        let plan = Plan { compute: Some(compute), threads, ..Plan::new(model, shards) };
+        let plan = Plan { compute: Some(compute), threads, transport, ..Plan::new(model, shards) };
         let system = System::start(&plan).await?;
         system.ready().await;
         let channel = channel::endpoint(&system.grpc().to_string(), Traffic::Public)?.connect().await?;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use asterism_process::channel::{self, FRAME_MESSAGE_LIMIT, FRAME_PAYLOAD_LIMIT, Traffic};
+use asterism_process::channel::{FRAME_MESSAGE_LIMIT, FRAME_PAYLOAD_LIMIT, Traffic};
+use asterism_process::dial::Dial;
 use asterism_proto::shard::v1::shard_client::ShardClient;
 use asterism_proto::shard::v1::{ActivationsRequest, ActivationsResponse, activations_request};
 use futures::StreamExt as _;
@@ -11,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::{Edge, EdgeEnd, LinkError, StepBytes, cut};
+use crate::{Edge, EdgeEnd, LinkError, Peer, StepBytes, cut};
 
 /// Sends steps as frames of an `Activations` call. Dropping it ends the call.
 #[derive(Debug)]
@@ -23,16 +24,16 @@ pub struct GrpcSender {
 }
 
 /// Opens the call and waits for the first credits.
-pub(crate) async fn open(address: &str, edge: Edge, deadline: Duration) -> Result<GrpcSender, LinkError> {
+pub(crate) async fn open(peer: &Peer, edge: Edge, deadline: Duration) -> Result<GrpcSender, LinkError> {
     let no_answer = |reason: &str| LinkError::NoAnswer {
-        address: address.to_owned(),
+        address: peer.address.clone(),
         deadline,
         reason: reason.to_owned(),
     };
     let end = EdgeEnd::under(&edge.cancel);
     tokio::select! {
         () = edge.cancel.cancelled() => Err(LinkError::Cancelled),
-        opened = tokio::time::timeout(deadline, call(address, &edge, &end)) => {
+        opened = tokio::time::timeout(deadline, call(peer, &edge, &end)) => {
             let (frames, answers, credits) = opened.map_err(|_| no_answer("the deadline passed"))??;
             let credits = Arc::new(Semaphore::new(credits as usize));
             tokio::spawn(take_credits(answers, edge.credits, Arc::clone(&credits), end.clone()));
@@ -43,10 +44,11 @@ pub(crate) async fn open(address: &str, edge: Edge, deadline: Duration) -> Resul
 
 type Call = (mpsc::Sender<ActivationsRequest>, Streaming<ActivationsResponse>, u32);
 
-async fn call(address: &str, edge: &Edge, end: &EdgeEnd) -> Result<Call, LinkError> {
-    let refused = |reason: String| LinkError::Refused { address: address.to_owned(), reason };
-    let endpoint = channel::endpoint(address, Traffic::Internal).map_err(Arc::new)?;
-    let connection = endpoint.connect().await.map_err(|error| refused(sources(&error)))?;
+async fn call(peer: &Peer, edge: &Edge, end: &EdgeEnd) -> Result<Call, LinkError> {
+    let Peer { address, registry } = peer;
+    let refused = |reason: String| LinkError::Refused { address: address.clone(), reason };
+    let dial = Dial::new(address, Traffic::Internal, registry).map_err(Arc::new)?;
+    let connection = dial.connect().await.map_err(|error| refused(sources(&error)))?;
     let mut client = ShardClient::new(connection).max_encoding_message_size(FRAME_MESSAGE_LIMIT);
 
     // Room for every step that a credit allows, so that with a credit in hand a step is queued without waiting.

@@ -7,12 +7,14 @@ mod peers;
 use std::time::Duration;
 
 use asterism_link::{LinkError, LinkKind, StepBytes};
-use peers::{CREDITS, Peers, edge};
+use peers::{CREDITS, Peers, Transport, edge};
 
 /// Longer than any test takes; no test waits for it to pass.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-const KINDS: [LinkKind; 1] = [LinkKind::Grpc];
+/// How an edge may carry its bytes, and over what.
+const WAYS: [(LinkKind, Transport); 2] =
+    [(LinkKind::Grpc, Transport::Sockets), (LinkKind::Grpc, Transport::Memory)];
 
 fn step(step: u64, len: usize) -> StepBytes {
     StepBytes { step, bytes: (0..len).map(|i| (i as u64 * 31 + step) as u8).collect() }
@@ -20,8 +22,8 @@ fn step(step: u64, len: usize) -> StepBytes {
 
 #[tokio::test]
 async fn steps_arrive_whole_and_in_order() {
-    for kind in KINDS {
-        let Peers { mut sender, mut receiver, .. } = Peers::joined(kind).await;
+    for way in WAYS {
+        let Peers { mut sender, mut receiver, .. } = Peers::joined(way).await;
         // One byte, one frame, one byte more than a frame, and the largest; more steps than there are credits.
         let sizes = [1, 8 << 20, (8 << 20) + 1, peers::LARGEST as usize, 3, 4, 5, 6];
         let sending = tokio::spawn(async move {
@@ -41,8 +43,8 @@ async fn steps_arrive_whole_and_in_order() {
 
 #[tokio::test]
 async fn all_credits_can_be_used_before_anything_is_received() {
-    for kind in KINDS {
-        let Peers { mut sender, mut receiver, .. } = Peers::joined(kind).await;
+    for way in WAYS {
+        let Peers { mut sender, mut receiver, .. } = Peers::joined(way).await;
         for n in 1..=u64::from(CREDITS) {
             sender.send(step(n, peers::LARGEST as usize)).await.expect("a credit is left");
         }
@@ -62,8 +64,8 @@ async fn all_credits_can_be_used_before_anything_is_received() {
 
 #[tokio::test]
 async fn a_step_that_is_there_is_received_without_waiting() {
-    for kind in KINDS {
-        let Peers { mut sender, mut receiver, .. } = Peers::joined(kind).await;
+    for way in WAYS {
+        let Peers { mut sender, mut receiver, .. } = Peers::joined(way).await;
         assert_eq!(receiver.try_receive(), None, "nothing was sent");
         sender.send(step(1, 5)).await.expect("the edge is open");
         sender.send(step(2, peers::LARGEST as usize)).await.expect("the edge is open");
@@ -81,8 +83,8 @@ async fn a_step_that_is_there_is_received_without_waiting() {
 
 #[tokio::test]
 async fn a_step_of_the_wrong_size_is_refused_before_it_is_sent() {
-    for kind in KINDS {
-        let Peers { mut sender, mut receiver, .. } = Peers::joined(kind).await;
+    for way in WAYS {
+        let Peers { mut sender, mut receiver, .. } = Peers::joined(way).await;
         for len in [0, peers::LARGEST as usize + 1] {
             let error = sender.send(step(1, len)).await.expect_err("a wrong size");
             assert!(matches!(error, LinkError::StepSize { bytes, .. } if bytes == len), "{error}");
@@ -94,8 +96,8 @@ async fn a_step_of_the_wrong_size_is_refused_before_it_is_sent() {
 
 #[tokio::test]
 async fn a_sender_that_goes_away_ends_the_receivers_wait() {
-    for kind in KINDS {
-        let Peers { sender, mut receiver, .. } = Peers::joined(kind).await;
+    for way in WAYS {
+        let Peers { sender, mut receiver, .. } = Peers::joined(way).await;
         drop(sender);
         let error = receiver.receive().await.expect_err("nothing comes any more");
         assert!(matches!(error, LinkError::Broken { .. }), "{error}");
@@ -105,8 +107,8 @@ async fn a_sender_that_goes_away_ends_the_receivers_wait() {
 
 #[tokio::test]
 async fn a_receiver_that_goes_away_ends_the_senders_wait() {
-    for kind in KINDS {
-        let Peers { mut sender, receiver, .. } = Peers::joined(kind).await;
+    for way in WAYS {
+        let Peers { mut sender, receiver, .. } = Peers::joined(way).await;
         for n in 1..=u64::from(CREDITS) {
             sender.send(step(n, 1)).await.expect("a credit is left");
         }
@@ -119,10 +121,10 @@ async fn a_receiver_that_goes_away_ends_the_senders_wait() {
 
 #[tokio::test]
 async fn cancelling_either_side_ends_both() {
-    for kind in KINDS {
+    for way in WAYS {
         for side in ["sender", "receiver"] {
             let Peers { mut sender, mut receiver, send_cancel, receive_cancel, .. } =
-                Peers::joined(kind).await;
+                Peers::joined(way).await;
             for n in 1..=u64::from(CREDITS) {
                 sender.send(step(n, 1)).await.expect("a credit is left");
                 receiver.receive().await.expect("sent");
@@ -141,15 +143,17 @@ async fn cancelling_either_side_ends_both() {
 
 #[tokio::test]
 async fn an_edge_opens_only_to_a_peer_that_is_there_and_agrees() {
-    for kind in KINDS {
-        let server = peers::Server::start().await;
-        let error = kind.open(&server.address, edge(8), DEADLINE).await.expect_err("no such holder");
+    for way in WAYS {
+        let (kind, transport) = way;
+        let server = peers::Server::start(transport).await;
+        let error = kind.open(&server.peer, edge(8), DEADLINE).await.expect_err("no such holder");
         assert!(matches!(&error, LinkError::Refused { reason, .. } if reason.contains("epoch 8")), "{error}");
 
-        let (_listener, silent) = peers::silent().await;
+        let (_listener, silent) = peers::silent(transport).await;
         let error = kind.open(&silent, edge(7), Duration::ZERO).await.expect_err("nobody answers");
         assert!(matches!(error, LinkError::NoAnswer { .. }), "{error}");
-        let error = kind.open("nowhere", edge(7), DEADLINE).await.expect_err("no address");
+        let nowhere = peers::peer("nowhere");
+        let error = kind.open(&nowhere, edge(7), DEADLINE).await.expect_err("no address");
         assert!(matches!(error, LinkError::Address(_)), "{error}");
 
         let cancelled = edge(7);
@@ -180,10 +184,10 @@ async fn a_hostile_grpc_peer_ends_the_edge_with_a_typed_error() {
         (too_many, FrameError::NoCredit { step: no_credit }),
     ];
     for (messages, expected) in cases {
-        let server = peers::Server::start().await;
+        let server = peers::Server::start(Transport::Sockets).await;
         let opened = Some(Message::Open(edge(7).holder));
         let messages = [opened].into_iter().chain(messages).map(|message| ActivationsRequest { message });
-        let status = peers::call(&server.address, messages.collect()).await;
+        let status = peers::call(&server.peer, messages.collect()).await;
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
         assert!(status.message().contains(&expected.to_string()), "{status} is not {expected}");
         let mut receiver = server.receiver();

@@ -1,22 +1,48 @@
-//! Two ends of an edge over a real socket.
+//! Two ends of an edge over a real socket, or through memory.
 
 use std::sync::{Arc, Mutex};
 
-use asterism_link::{Acceptor, CreditStream, Edge, LinkKind, Receiver, Sender};
+use asterism_link::{Acceptor, CreditStream, Edge, LinkKind, Peer, Receiver, Sender};
 use asterism_process::channel::{self, FRAME_MESSAGE_LIMIT, Traffic};
-use asterism_process::listen;
+use asterism_process::dial::Dial;
+use asterism_process::inproc::Registry;
+use asterism_process::listen::{self, Listener};
 use asterism_proto::shard::v1::shard_client::ShardClient;
 use asterism_proto::shard::v1::shard_server::{Shard, ShardServer};
 use asterism_proto::shard::v1::{
     ActivationsRequest, DescribeRequest, DescribeResponse, DrainRequest, DrainResponse, FetchLogitsRequest,
     FetchLogitsResponse, Holder, JoinRequest, JoinResponse, RunRequest, RunResponse, activations_request,
 };
-use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
 pub const CREDITS: u32 = 3;
 pub const LARGEST: u64 = (16 << 20) + 5;
+
+/// What a connection goes through.
+#[derive(Clone, Copy, Debug)]
+pub enum Transport {
+    Sockets,
+    Memory,
+}
+
+impl Transport {
+    /// Somewhere to listen, and how it is reached.
+    async fn listen(self) -> (Listener, Peer) {
+        let registry = Registry::default();
+        let listener = match self {
+            Self::Sockets => listen::bind(listen::loopback(0)).await.expect("a free port").0.into(),
+            Self::Memory => Listener::from(registry.listen("peer").expect("a free name")),
+        };
+        let address = listener.address().expect("it listens").to_string();
+        (listener, Peer { address, registry })
+    }
+}
+
+/// A peer elsewhere.
+pub fn peer(address: &str) -> Peer {
+    Peer { address: address.to_owned(), registry: Registry::default() }
+}
 
 /// The edge of an epoch, as either end knows it.
 pub fn edge(epoch: u64) -> Edge {
@@ -34,13 +60,13 @@ pub struct Peers {
 }
 
 impl Peers {
-    pub async fn joined(kind: LinkKind) -> Self {
+    pub async fn joined((kind, transport): (LinkKind, Transport)) -> Self {
         match kind {
             LinkKind::Grpc => {
-                let server = Server::start().await;
+                let server = Server::start(transport).await;
                 let edge = edge(7);
                 let send_cancel = edge.cancel.clone();
-                let sender = kind.open(&server.address, edge, super::DEADLINE).await.expect("the edge opens");
+                let sender = kind.open(&server.peer, edge, super::DEADLINE).await.expect("the edge opens");
                 let receive_cancel = server.cancel.clone();
                 Self { sender, receiver: server.receiver(), send_cancel, receive_cancel, _server: server }
             }
@@ -50,26 +76,26 @@ impl Peers {
 
 /// A server that takes one edge, of epoch 7.
 pub struct Server {
-    pub address: String,
+    pub peer: Peer,
     cancel: CancellationToken,
     receiver: Mutex<Option<Receiver>>,
     _stop: DropGuard,
 }
 
 impl Server {
-    pub async fn start() -> Self {
+    pub async fn start(transport: Transport) -> Self {
         let edge = edge(7);
         let cancel = edge.cancel.clone();
         let (acceptor, receiver) = LinkKind::Grpc.accept(edge);
-        let (listener, address) = listen::bind(listen::loopback(0)).await.expect("a free port");
+        let (listener, peer) = transport.listen().await;
         let service = ShardServer::new(OneEdge { acceptor: Arc::new(Mutex::new(Some(acceptor))) })
             .max_decoding_message_size(FRAME_MESSAGE_LIMIT);
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let server = channel::server(Traffic::Internal).add_service(service);
-        tokio::spawn(server.serve_with_incoming_shutdown(channel::incoming(listener), stopped));
+        tokio::spawn(channel::serve(server, listener, stopped));
         let receiver = Mutex::new(Some(receiver));
-        Self { address: address.to_string(), cancel, receiver, _stop: stop.drop_guard() }
+        Self { peer, cancel, receiver, _stop: stop.drop_guard() }
     }
 
     pub fn receiver(&self) -> Receiver {
@@ -77,15 +103,15 @@ impl Server {
     }
 }
 
-/// A port that accepts connections and says nothing.
-pub async fn silent() -> (TcpListener, String) {
-    let (listener, address) = listen::bind(listen::loopback(0)).await.expect("a free port");
-    (listener, address.to_string())
+/// Somewhere that takes connections and says nothing.
+pub async fn silent(transport: Transport) -> (Listener, Peer) {
+    transport.listen().await
 }
 
 /// Sends raw messages, and returns the status that ends the call.
-pub async fn call(address: &str, messages: Vec<ActivationsRequest>) -> Status {
-    let connection = channel::endpoint(address, Traffic::Internal).expect("an address").connect().await;
+pub async fn call(peer: &Peer, messages: Vec<ActivationsRequest>) -> Status {
+    let dial = Dial::new(&peer.address, Traffic::Internal, &peer.registry).expect("an address");
+    let connection = dial.connect().await;
     let mut client = ShardClient::new(connection.expect("a server"));
     let messages = futures::StreamExt::chain(tokio_stream::iter(messages), tokio_stream::pending());
     let mut answers = match client.activations(messages).await {

@@ -31,6 +31,7 @@ impl Stand {
         let heart = Arc::default();
         let (metrics, _) = StageMetrics::new(&config);
         let machine = Machine {
+            registry: Registry::default(),
             stage,
             edges,
             logits,
