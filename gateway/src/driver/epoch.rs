@@ -151,8 +151,9 @@ impl<'d> Epoch<'d> {
             if !plan.spans.is_empty() {
                 self.pace.planned(now);
             }
-            self.joined.streams.send(&plan)?;
-            self.timeline.sent(plan.step);
+            let step = plan.step;
+            self.joined.streams.send(plan)?;
+            self.timeline.sent(step);
             sent = true;
         }
         Ok(sent)

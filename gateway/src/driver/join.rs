@@ -93,7 +93,7 @@ impl Shards {
         let mut streams = Streams::new(stages, steps_in_flight);
         let mut clients = Vec::with_capacity(stages);
         let mut downstream_address = String::new();
-        for (stage, member) in pipeline.members.iter().enumerate().rev() {
+        for member in pipeline.members.iter().rev() {
             let refused = |what| move |status| ShardRefusal { address: member.address.clone(), what, status };
             let client = self.clients.iter().find(|(address, _)| *address == member.address);
             let Some((_, client)) = client else {
@@ -108,7 +108,7 @@ impl Shards {
                 steps_in_flight,
             };
             within(JOIN_DEADLINE, client.join(request)).await.map_err(refused("join"))?;
-            within(OPEN_DEADLINE, streams.open(stage, &mut client, &holder)).await.map_err(refused("run"))?;
+            within(OPEN_DEADLINE, streams.open(&mut client, &holder)).await.map_err(refused("run"))?;
             clients.insert(0, client);
             downstream_address = match member.description.advertised_address.as_str() {
                 "" => member.address.clone(),

@@ -293,6 +293,8 @@ fn soon(commands: &mut mpsc::Receiver<Command>, reign: &mut Reign) -> Option<Nex
         for _ in 0..IDLE_TURNS {
             std::hint::spin_loop();
         }
+        // Where cores are few, whoever makes the plan may need this one.
+        std::thread::yield_now();
     }
     None
 }

@@ -1,6 +1,8 @@
-//! A `Run` call: plans in, reports and beats out. Reading and writing are tasks of their own, so neither waits for the other.
+//! A `Run` call: plans in, reports and beats out. Reading and writing are independent, so neither waits for the other.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use asterism_proto::shard::v1::{
@@ -9,7 +11,7 @@ use asterism_proto::shard::v1::{
 use asterism_proto::{Failure, Reason};
 use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::time::{Interval, MissedTickBehavior};
 use tonic::{Code, Status};
 
 use crate::epoch::{Epoch, RunEnd};
@@ -18,8 +20,18 @@ use crate::report::Heart;
 
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The answers of a `Run` call.
-pub type RunStream = ReceiverStream<Result<RunResponse, Status>>;
+/// The answers of a `Run` call: that it is open, reports as they come and a beat each second until the epoch ends, why it did as
+/// the call's status. Dropping it, which the driver's going away does, ends the epoch.
+pub struct RunStream {
+    epoch: Arc<Epoch>,
+    /// The epoch's end.
+    over: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    opened: Option<Holder>,
+    reports: mpsc::Receiver<StepReport>,
+    heart: Arc<Heart>,
+    beats: Interval,
+    is_over: bool,
+}
 
 /// Serves the call whose opening message was right.
 pub fn serve<S>(epoch: Arc<Epoch>, end: RunEnd, heart: Arc<Heart>, messages: S) -> RunStream
@@ -27,10 +39,15 @@ where
     S: Stream<Item = Result<RunRequest, Status>> + Send + Unpin + 'static,
 {
     let RunEnd { plans, reports } = end;
-    let (answers, stream) = mpsc::channel(epoch.steps_in_flight as usize + 1);
     tokio::spawn(read(Arc::clone(&epoch), plans, messages));
-    tokio::spawn(write(epoch, reports, heart, answers));
-    ReceiverStream::new(stream)
+    let mut beats = tokio::time::interval(BEAT_INTERVAL);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let over = {
+        let epoch = Arc::clone(&epoch);
+        Box::pin(async move { epoch.over().await })
+    };
+    let opened = Some(epoch.holder.clone());
+    RunStream { epoch, over, opened, reports, heart, beats, is_over: false }
 }
 
 /// Queues plans until the stream or the epoch ends.
@@ -68,42 +85,42 @@ where
     epoch.end(why);
 }
 
-type Answers = mpsc::Sender<Result<RunResponse, Status>>;
-
-/// Sends reports as they come and a beat each second, until the driver goes away or the epoch ends.
-async fn write(
-    epoch: Arc<Epoch>,
-    mut reports: mpsc::Receiver<StepReport>,
-    heart: Arc<Heart>,
-    answers: Answers,
-) {
-    let opened = run_response::Message::Opened(Holder::clone(&epoch.holder));
-    let mut next = Some(opened);
-    let mut beats = tokio::time::interval(BEAT_INTERVAL);
-    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let why = loop {
-        if let Some(message) = next.take() {
-            tokio::select! {
-                why = epoch.over() => break why,
-                sent = answers.send(Ok(RunResponse { message: Some(message) })) => if sent.is_err() {
-                    epoch.end(Failure::new(Reason::Cancelled, "the driver dropped its stream"));
-                },
-            }
+impl RunStream {
+    /// What there is to say: what was done goes before the end.
+    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Result<run_response::Message, Failure>> {
+        if let Some(holder) = self.opened.take() {
+            return Poll::Ready(Ok(run_response::Message::Opened(holder)));
         }
-        next = tokio::select! {
-            biased;
-            why = epoch.over() => break why,
-            report = reports.recv() => match report {
-                Some(report) => Some(run_response::Message::Report(report)),
-                None => break epoch.over().await,
-            },
-            _ = beats.tick() => Some(run_response::Message::Beat(heart.beat())),
-            () = answers.closed() => {
-                epoch.end(Failure::new(Reason::Cancelled, "the driver dropped its stream"));
-                None
-            }
-        };
-    };
-    // Waits for room, which ends with the call at the latest.
-    let _ = answers.send(Err(why.into())).await;
+        // Where the device thread has dropped its end, the epoch is about to be over.
+        if let Poll::Ready(Some(report)) = self.reports.poll_recv(context) {
+            return Poll::Ready(Ok(run_response::Message::Report(report)));
+        }
+        if let Poll::Ready(why) = self.over.as_mut().poll(context) {
+            return Poll::Ready(Err(why));
+        }
+        self.beats.poll_tick(context).map(|_| Ok(run_response::Message::Beat(self.heart.beat())))
+    }
+}
+
+impl Stream for RunStream {
+    type Item = Result<RunResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let message = std::task::ready!(self.poll_message(context));
+        self.is_over = message.is_err();
+        Poll::Ready(Some(match message {
+            Ok(message) => Ok(RunResponse { message: Some(message) }),
+            Err(why) => Err(why.into()),
+        }))
+    }
+}
+
+impl Drop for RunStream {
+    fn drop(&mut self) {
+        // Changes nothing where it is over.
+        self.epoch.end(Failure::new(Reason::Cancelled, "the driver dropped its stream"));
+    }
 }
