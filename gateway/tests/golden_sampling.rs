@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use asterism_gateway::sampler::{Draw, Evidence, Row, Sampling, draw_at, draw_from_row_at};
 use asterism_gateway::text::GenerationDefaults;
+use asterism_proto::list::pack;
 use asterism_proto::{shard, v1};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -111,14 +112,15 @@ fn evidence(rows: &Rows, sampling: &Sampling, k: usize) -> Evidence {
         let max = f64::from(row[ids[0] as usize]);
         max / temperature + row.iter().map(|&x| ((f64::from(x) - max) / temperature).exp()).sum::<f64>().ln()
     };
+    let of = |row: &[f32]| pack(&ids.iter().map(|&id| row[id as usize]).collect::<Vec<_>>());
     let wire = shard::v1::Evidence {
-        processed: ids.iter().map(|&id| row[id as usize]).collect(),
-        raw: ids.iter().map(|&id| rows.raw[id as usize]).collect(),
+        processed: of(row),
+        raw: of(&rows.raw),
         processed_log_sum_exp: sampling
             .setting(1)
             .temperature
             .map(|temperature| log_sum_exp(temperature.into())),
-        ids,
+        ids: pack(&ids),
         ..Default::default()
     };
     Evidence::parse(wire, sampling, row.len() as u32).unwrap()

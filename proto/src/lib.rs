@@ -4,6 +4,7 @@
 
 pub mod codec;
 pub mod error;
+pub mod list;
 
 /// The public contract of a gateway.
 #[allow(missing_docs, clippy::all, reason = "generated from the documented protos")]
@@ -24,6 +25,6 @@ pub mod shard {
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Raised when the internal contract changes in a way that an older peer would misread.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 pub use error::{Failure, Reason};

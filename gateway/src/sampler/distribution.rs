@@ -36,12 +36,16 @@ impl Distribution {
             Some(k) => (top_k(ranking, k.get() as usize)?, true),
             None => (ranking.logits, ranking.complete),
         };
-        // The mass that top-p refers to, and of all candidates where nothing cuts any off.
-        let mass = || match ranking.log_sum_exp {
+        // The mass that top-p refers to, and of all candidates where nothing cuts any off. Weights that it takes are kept.
+        let mut weights = Vec::new();
+        let mut mass = || match ranking.log_sum_exp {
             Some(log_sum_exp) if shape.top_k.is_none() => {
                 Some(libm::exp(log_sum_exp - max / shape.temperature))
             }
-            _ => complete.then(|| logits.iter().map(weight).sum()),
+            _ => complete.then(|| {
+                weights.extend(logits.iter().map(weight));
+                weights.iter().sum()
+            }),
         };
         let is_plain = shape.top_k.is_none() && shape.top_p >= 1.0 && shape.min_p <= 0.0;
         let mass = if is_plain || shape.top_p < 1.0 { mass()? } else { f64::INFINITY };
@@ -49,7 +53,8 @@ impl Distribution {
 
         let mut cumulative = Vec::with_capacity(logits.len());
         let mut sum = 0.0;
-        for weight in logits.iter().map(weight) {
+        for (rank, logit) in logits.iter().enumerate() {
+            let weight = weights.get(rank).copied().unwrap_or_else(|| weight(logit));
             // Nothing behind a candidate without weight has any.
             if sum >= enough || weight < shape.min_p || weight == 0.0 {
                 complete = true;

@@ -1,5 +1,6 @@
 //! What the last stage reports of a row, checked once at the edge.
 
+use asterism_proto::list::{NotWhole, Number, unpack};
 use asterism_proto::shard::v1;
 
 use super::sampling::Sampling;
@@ -33,6 +34,14 @@ pub enum EvidenceError {
         position: u32,
         /// The shard's words.
         message: String,
+    },
+    /// A list that is none.
+    #[error("the {list} of the evidence: {why}")]
+    List {
+        /// Which.
+        list: &'static str,
+        /// What is wrong with its bytes.
+        why: NotWhole,
     },
     /// Lists that belong together differ in length.
     #[error("evidence has {ids} ids, but {logits} {list} logits")]
@@ -98,19 +107,22 @@ impl Evidence {
         if let Some(message) = wire.error {
             return Err(EvidenceError::Unusable { position: wire.position, message });
         }
-        check_lengths(wire.ids.len(), "processed", wire.processed.len())?;
-        check_lengths(wire.ids.len(), "raw", wire.raw.len())?;
-        check_lengths(wire.raw_best_ids.len(), "best raw", wire.raw_best.len())?;
-        if wire.ids.is_empty() {
+        let (ids, raw_best_ids) = (list("ids", &wire.ids)?, list("best raw ids", &wire.raw_best_ids)?);
+        let (processed, raw) = (list("processed", &wire.processed)?, list("raw", &wire.raw)?);
+        let raw_best: Vec<f32> = list("best raw", &wire.raw_best)?;
+        check_lengths(ids.len(), "processed", processed.len())?;
+        check_lengths(ids.len(), "raw", raw.len())?;
+        check_lengths(raw_best_ids.len(), "best raw", raw_best.len())?;
+        if ids.is_empty() {
             return Err(EvidenceError::Count { list: "processed", found: 0, expected: "at least one" });
         }
-        check_ids(&wire.ids, vocab)?;
-        check_ids(&wire.raw_best_ids, vocab)?;
-        check_logits("a processed logit", wire.processed.iter().filter(|&&x| x != f32::NEG_INFINITY))?;
-        check_logits("the best processed logit", wire.processed.iter().take(1))?;
-        check_logits("a raw logit", wire.raw.iter().chain(&wire.raw_best))?;
-        check_order("processed", &wire.ids, &wire.processed)?;
-        check_order("raw", &wire.raw_best_ids, &wire.raw_best)?;
+        check_ids(&ids, vocab)?;
+        check_ids(&raw_best_ids, vocab)?;
+        check_logits("a processed logit", processed.iter().filter(|&&x| x != f32::NEG_INFINITY))?;
+        check_logits("the best processed logit", processed.iter().take(1))?;
+        check_logits("a raw logit", raw.iter().chain(&raw_best))?;
+        check_order("processed", &ids, &processed)?;
+        check_order("raw", &raw_best_ids, &raw_best)?;
         for (what, value) in [
             ("the processed log-sum-exp", wire.processed_log_sum_exp),
             ("the raw log-sum-exp", wire.raw_log_sum_exp),
@@ -126,19 +138,19 @@ impl Evidence {
             if wire.raw_log_sum_exp.is_none() {
                 return Err(EvidenceError::Missing { what: "the raw log-sum-exp" });
             }
-            if wire.raw_best.len() < logprobs as usize {
+            if raw_best.len() < logprobs as usize {
                 let expected = "as many as logprobs";
-                return Err(EvidenceError::Count { list: "raw", found: wire.raw_best.len(), expected });
+                return Err(EvidenceError::Count { list: "raw", found: raw_best.len(), expected });
             }
         }
         Ok(Self {
             position: wire.position,
-            ids: wire.ids,
-            processed: wire.processed,
-            raw: wire.raw,
+            ids,
+            processed,
+            raw,
             processed_log_sum_exp: wire.processed_log_sum_exp,
             raw_log_sum_exp: wire.raw_log_sum_exp,
-            raw_best: wire.raw_best_ids.into_iter().zip(wire.raw_best).collect(),
+            raw_best: raw_best_ids.into_iter().zip(raw_best).collect(),
         })
     }
 
@@ -154,6 +166,10 @@ impl Evidence {
     }
 }
 
+fn list<N: Number>(list: &'static str, bytes: &[u8]) -> Result<Vec<N>, EvidenceError> {
+    unpack(bytes).map_err(|why| EvidenceError::List { list, why })
+}
+
 fn check_lengths(ids: usize, list: &'static str, logits: usize) -> Result<(), EvidenceError> {
     if ids == logits { Ok(()) } else { Err(EvidenceError::Lengths { ids, list, logits }) }
 }
@@ -163,11 +179,37 @@ fn check_ids(ids: &[u32], vocab: u32) -> Result<(), EvidenceError> {
     if let Some(&id) = ids.iter().find(|&&id| id >= vocab) {
         return Err(EvidenceError::IdOutOfRange { id, vocab });
     }
-    let mut sorted = ids.to_vec();
-    sorted.sort_unstable();
-    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(EvidenceError::Twice { id: pair[0] }),
+    match Seen::of(ids.len()).first_twice(ids) {
+        Some(id) => Err(EvidenceError::Twice { id }),
         None => Ok(()),
+    }
+}
+
+/// A set of ids of the vocabulary: a table at most half full, searched on from where an id belongs. No token is drawn before its
+/// row's ids have been through it, so it has no more to do than that.
+struct Seen {
+    places: Vec<u32>,
+}
+
+impl Seen {
+    /// No id: the vocabulary has fewer.
+    const NONE: u32 = u32::MAX;
+
+    /// Room for so many.
+    fn of(ids: usize) -> Self {
+        Self { places: vec![Self::NONE; (2 * ids).next_power_of_two()] }
+    }
+
+    /// The first id that stands twice.
+    fn first_twice(mut self, ids: &[u32]) -> Option<u32> {
+        let last = self.places.len() - 1;
+        ids.iter().copied().find(|&id| {
+            let mut place = (id.wrapping_mul(0x9e37_79b9) >> 8) as usize & last;
+            while self.places[place] != Self::NONE && self.places[place] != id {
+                place = (place + 1) & last;
+            }
+            std::mem::replace(&mut self.places[place], id) == id
+        })
     }
 }
 

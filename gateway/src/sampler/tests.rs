@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 
+use asterism_proto::list::pack;
 use asterism_proto::{shard, v1};
 
 use super::distribution::{Distribution, Ranking};
@@ -58,13 +59,13 @@ fn wire_of(ranks: &Ranks, row: &[f32], k: usize, sampling: &Sampling) -> shard::
         sequence: 1,
         position: 9,
         error: None,
-        ids: ranks.ids[..k].to_vec(),
-        processed: ranks.logits[..k].to_vec(),
-        raw: ranks.logits[..k].iter().map(|&logit| before_mask(logit)).collect(),
+        ids: pack(&ranks.ids[..k]),
+        processed: pack(&ranks.logits[..k]),
+        raw: pack(&ranks.logits[..k].iter().map(|&logit| before_mask(logit)).collect::<Vec<_>>()),
         processed_log_sum_exp: setting.temperature.map(|temperature| log_sum_exp(row, temperature.into())),
         raw_log_sum_exp: setting.logprobs.map(|_| log_sum_exp(row, 1.0)),
-        raw_best_ids: ranks.ids[..best].to_vec(),
-        raw_best: ranks.logits[..best].to_vec(),
+        raw_best_ids: pack(&ranks.ids[..best]),
+        raw_best: pack(&ranks.logits[..best]),
     }
 }
 

@@ -107,6 +107,7 @@ async fn logprobs_are_of_the_raw_row() {
 async fn the_evidence_sink_sees_every_row() {
     use asterism_gateway::driver::EvidenceSink;
     use asterism_gateway::{Gateway, Listeners, Surroundings};
+    use asterism_proto::list::pack;
 
     let (sender, seen) = std::sync::mpsc::channel();
     let shards = crate::sandbox::shards(2, |_| {}).await;
@@ -125,7 +126,7 @@ async fn the_evidence_sink_sees_every_row() {
     let answer = crate::sandbox::Answer::read(stream).await.unwrap();
     let rows: Vec<_> = seen.try_iter().collect();
     let expected: Vec<_> =
-        (2..).zip(&answer.ids).map(|(position, id)| ("seen".to_owned(), position, vec![*id])).collect();
+        (2..).zip(&answer.ids).map(|(position, id)| ("seen".to_owned(), position, pack(&[*id]))).collect();
     assert_eq!(rows, expected);
 }
 

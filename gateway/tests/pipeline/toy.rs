@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use asterism_proto::list::pack;
 use asterism_proto::shard::v1::{Evidence, Setting, Span};
 
 /// Ids that the toy model knows.
@@ -62,19 +63,20 @@ pub fn evidence(ids: &[u32], prompt_len: usize, setting: &Setting, span: &Span) 
     let (raw, row) = (raw(ids), processed(ids, prompt_len, setting));
     let best = best(&row, span.top_k as usize);
     let logprobs = setting.logprobs.map(|count| self::best(&raw, count as usize)).unwrap_or_default();
+    let of = |row: &[f32], ids: &[u32]| pack(&ids.iter().map(|id| row[*id as usize]).collect::<Vec<_>>());
     Evidence {
         sequence: span.sequence,
         position: ids.len() as u32 - 1,
         error: None,
-        processed: best.iter().map(|id| row[*id as usize]).collect(),
-        raw: best.iter().map(|id| raw[*id as usize]).collect(),
-        ids: best,
+        processed: of(&row, &best),
+        raw: of(&raw, &best),
+        ids: pack(&best),
         processed_log_sum_exp: setting
             .temperature
             .map(|temperature| log_sum_exp(&row, f64::from(temperature))),
         raw_log_sum_exp: setting.logprobs.map(|_| log_sum_exp(&raw, 1.0)),
-        raw_best: logprobs.iter().map(|id| raw[*id as usize]).collect(),
-        raw_best_ids: logprobs,
+        raw_best: of(&raw, &logprobs),
+        raw_best_ids: pack(&logprobs),
     }
 }
 

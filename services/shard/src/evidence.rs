@@ -1,5 +1,6 @@
 //! What the last stage reports of a row, and the raw rows that it keeps.
 
+use asterism_proto::list::pack;
 use asterism_proto::shard::v1::Evidence;
 use asterism_tensor::{
     Device, Dtype, EvidenceMemory, EvidenceRequest, EvidenceRoom, Processors, RowEvidence, Tensor,
@@ -78,7 +79,7 @@ impl LogitsRows {
     ) -> Result<Vec<Evidence>, TensorError> {
         let requests: Vec<EvidenceRequest<'_>> = wanted.iter().map(Wanted::request).collect();
         let rows = device.evidence(logits, &mut self.slots, &requests, &mut self.memory)?;
-        Ok(wanted.iter().zip(rows).map(|(wanted, row)| wanted.evidence(row)).collect())
+        Ok(wanted.iter().zip(&rows).map(|(wanted, row)| wanted.evidence(row)).collect())
     }
 
     /// The kept row in `slot`, processed anew, or as it is where there is no context.
@@ -115,23 +116,23 @@ impl<'a> Wanted<'a> {
     }
 
     /// What the row tells, or why it cannot be used.
-    fn evidence(&self, row: RowEvidence) -> Evidence {
+    fn evidence(&self, row: &RowEvidence) -> Evidence {
         let of_row = Evidence {
             sequence: self.sequence,
             position: u32::try_from(self.position).unwrap_or(u32::MAX),
             ..Evidence::default()
         };
-        if let Some(error) = unusable(&row) {
+        if let Some(error) = unusable(row) {
             return Evidence { error: Some(error), ..of_row };
         }
         Evidence {
-            ids: row.ids,
-            processed: row.processed,
-            raw: row.raw,
+            ids: pack(&row.ids),
+            processed: pack(&row.processed),
+            raw: pack(&row.raw),
             processed_log_sum_exp: row.processed_log_sum_exp,
             raw_log_sum_exp: row.raw_log_sum_exp,
-            raw_best_ids: row.raw_best_ids,
-            raw_best: row.raw_best,
+            raw_best_ids: pack(&row.raw_best_ids),
+            raw_best: pack(&row.raw_best),
             ..of_row
         }
     }

@@ -10,10 +10,14 @@ use std::sync::Arc;
 
 use asterism_proto::shard::v1::{SequenceStart, Span, StepPlan};
 use asterism_tensor::BLOCK_ROWS;
+use foldhash::fast::RandomState;
 
 pub use self::refusal::{PlanRefusal, SpanRefusal};
 use crate::sequences::{Sequence, Sequences};
 use crate::setting::{MOST_CANDIDATES, Setting};
+
+/// Ids of a plan's sequences or blocks.
+type Ids<T> = HashSet<T, RandomState>;
 
 /// A step that was checked. Its spans' block tables are in the [`Sequences`].
 #[derive(Debug)]
@@ -74,8 +78,8 @@ impl Sequences {
             self.forget_settings();
         }
         self.check_size(&plan.spans)?;
-        let mut seen = HashSet::with_capacity(plan.spans.len());
-        let mut written = HashSet::new();
+        let mut seen = Ids::<u64>::with_capacity_and_hasher(plan.spans.len(), RandomState::default());
+        let mut written = Ids::<u32>::with_capacity_and_hasher(plan.spans.len(), RandomState::default());
         let mut spans = Vec::with_capacity(plan.spans.len());
         for (index, span) in plan.spans.into_iter().enumerate() {
             let sequence = span.sequence;
@@ -108,7 +112,7 @@ impl Sequences {
         Ok(())
     }
 
-    fn apply_span(&mut self, mut span: Span, written: &mut HashSet<u32>) -> Result<StepSpan, SpanRefusal> {
+    fn apply_span(&mut self, mut span: Span, written: &mut Ids<u32>) -> Result<StepSpan, SpanRefusal> {
         let first = span.first_position as usize;
         let end = first.saturating_add(span.token_ids.len());
         if span.token_ids.is_empty() {

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
+use foldhash::fast::RandomState;
+
 use crate::setting::Setting;
 
 /// What a stage has room for.
@@ -25,6 +27,9 @@ pub struct Room {
     pub logits_slots: Option<usize>,
 }
 
+/// What is known by an id that the driver gave. Looked up some times for every row.
+type ById<T> = HashMap<u64, T, RandomState>;
+
 /// The sequences of an epoch.
 #[derive(Debug)]
 pub struct Sequences {
@@ -32,8 +37,8 @@ pub struct Sequences {
     pub(crate) epoch: u64,
     /// The latest step that was applied.
     pub(crate) step: u64,
-    pub(crate) by_id: HashMap<u64, Sequence>,
-    settings: HashMap<u64, Weak<Setting>>,
+    pub(crate) by_id: ById<Sequence>,
+    settings: ById<Weak<Setting>>,
     free_slots: Vec<usize>,
 }
 
@@ -75,7 +80,7 @@ impl Sequences {
     /// None yet.
     pub fn new(epoch: u64, room: Room) -> Self {
         let free_slots = (0..room.logits_slots.unwrap_or(0)).rev().collect();
-        Self { room, epoch, step: 0, by_id: HashMap::new(), settings: HashMap::new(), free_slots }
+        Self { room, epoch, step: 0, by_id: ById::default(), settings: ById::default(), free_slots }
     }
 
     /// A sequence that lives.

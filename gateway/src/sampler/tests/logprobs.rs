@@ -48,9 +48,9 @@ fn the_chosen_may_lie_outside_the_raw_best() {
     // A bias makes the worst id the best.
     let sampling = greedy_with(2, vec![v1::LogitBias { token_id: 4, bias: 100.0 }]);
     let wire = shard::v1::Evidence {
-        ids: vec![4, 1],
-        processed: vec![99.0, 4.0],
-        raw: vec![-1.0, 4.0],
+        ids: pack(&[4_u32, 1]),
+        processed: pack(&[99.0_f32, 4.0]),
+        raw: pack(&[-1.0_f32, 4.0]),
         ..wire(&ROW, 2, &sampling)
     };
     let evidence = Evidence::parse(wire, &sampling, 5).unwrap();

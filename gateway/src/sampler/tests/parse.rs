@@ -1,5 +1,8 @@
 //! What a shard may not send.
 
+use asterism_proto::list::{NotWhole, Number, unpack};
+use bytes::Bytes;
+
 use super::*;
 use crate::sampler::{EvidenceError, RowError};
 
@@ -14,6 +17,21 @@ fn refused(change: impl FnOnce(&mut shard::v1::Evidence)) -> EvidenceError {
     let mut wire = wire(&ROW, 4, &sampling());
     change(&mut wire);
     Evidence::parse(wire, &sampling(), ROW.len() as u32).unwrap_err()
+}
+
+/// Changes a list.
+fn change<N: Number>(bytes: &mut Bytes, change: impl FnOnce(&mut Vec<N>)) {
+    let mut list = unpack(bytes).unwrap();
+    change(&mut list);
+    *bytes = pack(&list);
+}
+
+fn ids(bytes: &mut Bytes, with: impl FnOnce(&mut Vec<u32>)) {
+    change(bytes, with);
+}
+
+fn logits(bytes: &mut Bytes, with: impl FnOnce(&mut Vec<f32>)) {
+    change(bytes, with);
 }
 
 #[test]
@@ -34,7 +52,10 @@ fn the_shard_s_own_error_passes() {
 #[test]
 fn lists_must_agree() {
     use EvidenceError::{Count, Lengths};
-    assert_eq!(refused(|wire| _ = wire.ids.pop()), Lengths { ids: 3, list: "processed", logits: 4 });
+    assert_eq!(
+        refused(|wire| ids(&mut wire.ids, |ids| _ = ids.pop())),
+        Lengths { ids: 3, list: "processed", logits: 4 }
+    );
     assert_eq!(refused(|wire| wire.raw.clear()), Lengths { ids: 4, list: "raw", logits: 0 });
     assert_eq!(refused(|wire| wire.raw_best.clear()), Lengths { ids: 2, list: "best raw", logits: 0 });
     let empty = |wire: &mut shard::v1::Evidence| {
@@ -42,31 +63,40 @@ fn lists_must_agree() {
     };
     assert!(matches!(refused(empty), Count { list: "processed", found: 0, .. }));
     let too_few = |wire: &mut shard::v1::Evidence| {
-        wire.raw_best.truncate(1);
-        wire.raw_best_ids.truncate(1);
+        wire.raw_best.truncate(4);
+        wire.raw_best_ids.truncate(4);
     };
     assert!(matches!(refused(too_few), Count { list: "raw", found: 1, .. }));
+    let torn = |wire: &mut shard::v1::Evidence| wire.raw.truncate(15);
+    assert_eq!(refused(torn), EvidenceError::List { list: "raw", why: NotWhole(15) });
 }
 
 #[test]
 fn ids_must_be_of_the_vocabulary_and_different() {
-    assert_eq!(refused(|wire| wire.ids[3] = 6), EvidenceError::IdOutOfRange { id: 6, vocab: 6 });
     assert_eq!(
-        refused(|wire| wire.raw_best_ids[1] = u32::MAX),
+        refused(|wire| ids(&mut wire.ids, |ids| ids[3] = 6)),
+        EvidenceError::IdOutOfRange { id: 6, vocab: 6 }
+    );
+    assert_eq!(
+        refused(|wire| ids(&mut wire.raw_best_ids, |ids| ids[1] = u32::MAX)),
         EvidenceError::IdOutOfRange { id: u32::MAX, vocab: 6 }
     );
-    assert_eq!(refused(|wire| wire.ids[3] = 1), EvidenceError::Twice { id: 1 });
+    assert_eq!(refused(|wire| ids(&mut wire.ids, |ids| ids[3] = 1)), EvidenceError::Twice { id: 1 });
 }
 
 #[test]
 fn logits_must_be_numbers() {
     for value in [f32::NAN, f32::INFINITY] {
-        assert!(matches!(refused(|wire| wire.processed[1] = value), EvidenceError::NotFinite { .. }));
+        let error = refused(|wire| logits(&mut wire.processed, |logits| logits[1] = value));
+        assert!(matches!(error, EvidenceError::NotFinite { .. }));
     }
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        assert!(matches!(refused(|wire| wire.processed[0] = value), EvidenceError::NotFinite { .. }));
-        assert!(matches!(refused(|wire| wire.raw[1] = value), EvidenceError::NotFinite { .. }));
-        assert!(matches!(refused(|wire| wire.raw_best[1] = value), EvidenceError::NotFinite { .. }));
+        let error = refused(|wire| logits(&mut wire.processed, |logits| logits[0] = value));
+        assert!(matches!(error, EvidenceError::NotFinite { .. }));
+        let error = refused(|wire| logits(&mut wire.raw, |logits| logits[1] = value));
+        assert!(matches!(error, EvidenceError::NotFinite { .. }));
+        let error = refused(|wire| logits(&mut wire.raw_best, |logits| logits[1] = value));
+        assert!(matches!(error, EvidenceError::NotFinite { .. }));
         let value = f64::from(value);
         assert!(matches!(
             refused(|wire| wire.processed_log_sum_exp = Some(value)),
@@ -79,17 +109,23 @@ fn logits_must_be_numbers() {
     }
     // A mask's −∞ is none of these.
     let mut wire = wire(&ROW, 4, &sampling());
-    wire.processed[3] = f32::NEG_INFINITY;
+    logits(&mut wire.processed, |logits| logits[3] = f32::NEG_INFINITY);
     assert!(Evidence::parse(wire, &sampling(), 6).is_ok());
 }
 
 #[test]
 fn candidates_must_be_in_order() {
     use EvidenceError::OutOfOrder;
-    let swap = |wire: &mut shard::v1::Evidence| wire.ids.swap(0, 1);
+    let swap = |wire: &mut shard::v1::Evidence| ids(&mut wire.ids, |ids| ids.swap(0, 1));
     assert_eq!(refused(swap), OutOfOrder { list: "processed", rank: 1 }, "equals by lower id");
-    assert_eq!(refused(|wire| wire.processed[3] = 3.0), OutOfOrder { list: "processed", rank: 3 });
-    assert_eq!(refused(|wire| wire.raw_best_ids.swap(0, 1)), OutOfOrder { list: "raw", rank: 1 });
+    assert_eq!(
+        refused(|wire| logits(&mut wire.processed, |logits| logits[3] = 3.0)),
+        OutOfOrder { list: "processed", rank: 3 }
+    );
+    assert_eq!(
+        refused(|wire| ids(&mut wire.raw_best_ids, |ids| ids.swap(0, 1))),
+        OutOfOrder { list: "raw", rank: 1 }
+    );
 }
 
 #[test]

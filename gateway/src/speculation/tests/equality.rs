@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use asterism_proto::list::pack;
 use asterism_proto::{shard, v1};
 use proptest::prelude::*;
 
@@ -61,9 +62,9 @@ impl Stage {
             sequence: 1,
             position,
             error,
-            ids,
-            processed: best.clone(),
-            raw: best,
+            ids: pack(&ids),
+            processed: pack(&best),
+            raw: pack(&best),
             processed_log_sum_exp: self.sampling.setting(1).temperature.map(log_sum_exp),
             ..shard::v1::Evidence::default()
         }

@@ -1,5 +1,6 @@
 use std::num::NonZeroUsize;
 
+use asterism_proto::list::pack;
 use asterism_proto::shard::v1::{Setting as WireSetting, TokenBias};
 use asterism_tensor::CpuOptions;
 
@@ -53,9 +54,9 @@ fn a_plain_row_has_its_best_and_nothing_else() {
     let expected = Evidence {
         sequence: 3,
         position: 0,
-        ids: vec![39, 38, 37],
-        processed: vec![39.0, 38.0, 37.0],
-        raw: vec![39.0, 38.0, 37.0],
+        ids: pack(&[39_u32, 38, 37]),
+        processed: pack(&[39.0_f32, 38.0, 37.0]),
+        raw: pack(&[39.0_f32, 38.0, 37.0]),
         ..Evidence::default()
     };
     assert_eq!(evidence, expected);
@@ -78,10 +79,10 @@ fn processors_change_the_order_and_raw_logits_stay() {
     processed[2] += 50.0;
     processed[39] /= 2.0;
     processed[38] = 38.0 / 2.0 - 1.0 - 0.5 * 2.0;
-    assert_eq!(evidence.ids, [2, 37, 36, 35]);
-    assert_eq!(evidence.processed, [52.0, 37.0, 36.0, 35.0]);
-    assert_eq!(evidence.raw, [2.0, 37.0, 36.0, 35.0]);
-    assert_eq!((evidence.raw_best_ids, evidence.raw_best), (vec![39, 38], vec![39.0, 38.0]));
+    assert_eq!(evidence.ids, pack(&[2_u32, 37, 36, 35]));
+    assert_eq!(evidence.processed, pack(&[52.0_f32, 37.0, 36.0, 35.0]));
+    assert_eq!(evidence.raw, pack(&[2.0_f32, 37.0, 36.0, 35.0]));
+    assert_eq!((evidence.raw_best_ids, evidence.raw_best), (pack(&[39_u32, 38]), pack(&[39.0_f32, 38.0])));
     let sum = log_sum_exp(processed.iter().map(|x| f64::from(*x) / 2.0));
     assert!((evidence.processed_log_sum_exp.expect("wanted") - sum).abs() < 1e-9);
     let sum = log_sum_exp(ramp().into_iter().map(f64::from));
@@ -111,8 +112,8 @@ fn a_mask_that_leaves_some_is_no_error() {
     allowed[0] = 0b110;
     let setting = WireSetting { allowed: allowed.into(), temperature: Some(1.0), ..off() };
     let evidence = Bench::new(&ramp()).evidence(&setting, 3, &[1], 1);
-    assert_eq!((evidence.error, &evidence.ids[..2]), (None, [2, 1].as_slice()));
-    assert_eq!(evidence.processed[2], f32::NEG_INFINITY);
+    assert_eq!((evidence.error, &evidence.ids[..8]), (None, &pack(&[2_u32, 1])[..]));
+    assert_eq!(evidence.processed[8..], pack(&[f32::NEG_INFINITY])[..]);
     let sum = log_sum_exp([1.0, 2.0].into_iter());
     assert!((evidence.processed_log_sum_exp.expect("wanted") - sum).abs() < 1e-12);
 }

@@ -6,7 +6,7 @@ use asterism_proto::shard::v1::{Evidence, JoinRequest};
 use asterism_shard::{ComputeType, DeviceName, DeviceOptions, ShardConfig};
 
 use crate::driver::{Driver, Pipeline, holder, join};
-use crate::plans::{Talk, all_on, off};
+use crate::plans::{Talk, all_on, best, off};
 
 /// Rows of a chunk.
 const CHUNK: usize = 7;
@@ -46,7 +46,7 @@ async fn answers(pipeline: &Pipeline, epoch: u64, in_flight: u32) -> String {
         for evidence in evidence {
             let talk = &mut talks[index];
             assert_eq!((evidence.sequence, evidence.error.as_ref()), (talk.id, None));
-            talk.say(evidence.ids[0]);
+            talk.say(best(&evidence));
             if talk.ids.len() < talk.prompt_len as usize + ANSWER {
                 may_go.push_back(index);
             }

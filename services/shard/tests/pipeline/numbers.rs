@@ -4,7 +4,7 @@ use asterism_proto::shard::v1::Evidence;
 use asterism_shard::ComputeType;
 
 use crate::driver::{Driver, Pipeline, holder};
-use crate::plans::{Talk, all_on, off};
+use crate::plans::{Talk, all_on, best, off};
 
 /// Three sequences that join at different times, prefilled in chunks of `chunk` rows and decoded greedily together.
 /// Evidence by (sequence, position).
@@ -23,7 +23,7 @@ async fn conversation(pipeline: &Pipeline, chunk: usize) -> Vec<Evidence> {
             }
             assert_eq!(evidence, []);
         };
-        joining.say(fresh[0].ids[0]);
+        joining.say(best(&fresh[0]));
         all.append(&mut fresh);
         running.push(joining);
         for _ in 0..6 {
@@ -32,7 +32,7 @@ async fn conversation(pipeline: &Pipeline, chunk: usize) -> Vec<Evidence> {
             assert_eq!(evidence.len(), running.len());
             for (talk, evidence) in running.iter_mut().zip(&evidence) {
                 assert_eq!((evidence.sequence, evidence.error.as_ref()), (talk.id, None));
-                talk.say(evidence.ids[0]);
+                talk.say(best(evidence));
             }
             all.extend(evidence);
         }
@@ -69,7 +69,7 @@ async fn a_replay_in_a_new_epoch_and_other_blocks_gives_the_same_evidence() {
     let mut driver = Driver::join(&pipeline, holder(1, "driver")).await.expect("nobody holds it");
     let mut seen = driver.step(vec![talk.prompt()]).await;
     for _ in 0..5 {
-        talk.say(seen.last().expect("evidence").ids[0]);
+        talk.say(best(seen.last().expect("evidence")));
         seen.extend(driver.step(vec![talk.span(1)]).await);
     }
     // The answer so far comes as rows; the prompt stays as long as it was.

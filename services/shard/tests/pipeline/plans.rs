@@ -1,6 +1,12 @@
 //! Spans as a planner would make them.
 
-use asterism_proto::shard::v1::{SequenceStart, Setting, Span, TokenBias};
+use asterism_proto::list::unpack;
+use asterism_proto::shard::v1::{Evidence, SequenceStart, Setting, Span, TokenBias};
+
+/// The best id of a row.
+pub fn best(evidence: &Evidence) -> u32 {
+    unpack(&evidence.ids).expect("whole numbers")[0]
+}
 
 /// Processors that do nothing.
 pub fn off(id: u64) -> Setting {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use asterism_proto::list::{pack, unpack};
 use asterism_proto::shard::v1::{Evidence, FetchLogitsRequest, FetchLogitsResponse};
 use asterism_shard::ShardConfig;
 use tonic::{Code, Status};
@@ -21,7 +22,7 @@ async fn fetch(
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|chunk| f32::from_le_bytes(chunk.try_into().expect("four"))).collect()
+    unpack(bytes).expect("whole numbers")
 }
 
 #[track_caller]
@@ -30,11 +31,9 @@ fn assert_same_row(row: &FetchLogitsResponse, evidence: &Evidence) {
     assert_eq!((processed.len(), raw.len()), (512, 512));
     let mut ids: Vec<u32> = (0..512).collect();
     ids.sort_by(|a, b| processed[*b as usize].total_cmp(&processed[*a as usize]).then(a.cmp(b)));
-    assert_eq!(ids[..8], evidence.ids);
-    for (index, id) in evidence.ids.iter().enumerate() {
-        assert_eq!(processed[*id as usize].to_bits(), evidence.processed[index].to_bits());
-        assert_eq!(raw[*id as usize].to_bits(), evidence.raw[index].to_bits());
-    }
+    assert_eq!(pack(&ids[..8]), evidence.ids);
+    let best = |row: &[f32]| pack(&ids[..8].iter().map(|id| row[*id as usize]).collect::<Vec<_>>());
+    assert_eq!((best(&processed), best(&raw)), (evidence.processed.clone(), evidence.raw.clone()));
 }
 
 #[tokio::test]
@@ -100,7 +99,8 @@ async fn a_sequence_that_makes_nan_harms_itself_only() {
         "{:?}",
         together[0]
     );
-    assert_eq!((together[1].error.as_ref(), together[1].ids.len()), (None, 8));
+    let ids: Vec<u32> = unpack(&together[1].ids).expect("whole numbers");
+    assert_eq!((together[1].error.as_ref(), ids.len()), (None, 8));
     // The blocks that hold NaN serve another sequence at once.
     let mut heir = Talk { blocks: sick.blocks.clone(), ..Talk::new(3, 9, off(3)) };
     heir.ids.clone_from(&well.ids);
