@@ -12,7 +12,7 @@ use asterism_model::convert::{ConvertOptions, WeightDtype, convert};
 use asterism_model::stage::{Batch, Input, Span, StageOptions, unwatched};
 use asterism_model::weights::StoredDtype;
 use asterism_model::{BatchError, Checkpoint, Manifest, ModelError, Stage, WeightSource};
-use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device};
+use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, Device, KvType};
 use chain::{Chain, Sequence, Setup, own_checkpoint};
 use serde_json::Value;
 
@@ -139,6 +139,7 @@ fn options() -> StageOptions {
     StageOptions {
         layers: 0..6,
         compute: Compute::F32,
+        kv_type: KvType::F32,
         memory: None,
         max_rows: 8,
         evidence_rows: 2,

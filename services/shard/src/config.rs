@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use asterism_model::split::Sizing;
 use asterism_process::config::{Bytes, Settings};
 use asterism_process::listen::loopback;
-use asterism_tensor::{Compute, Dtype};
+use asterism_tensor::{Compute, Dtype, KvType};
 
 pub use self::values::{ComputeType, DeviceName, LayerRange, Weights};
 
@@ -117,6 +117,7 @@ impl ShardConfig {
         Sizing {
             device: self.device.kind(),
             compute: self.compute(),
+            kv_type: self.kv_type(),
             weights,
             max_rows,
             evidence_rows,
@@ -125,9 +126,14 @@ impl ShardConfig {
         }
     }
 
-    /// The type of activations and KV.
+    /// The type of activations.
     pub fn compute(&self) -> Compute {
         self.compute.unwrap_or(self.device.compute()).into()
+    }
+
+    /// The type that KV rests in: that of activations.
+    fn kv_type(&self) -> KvType {
+        KvType::of(self.compute())
     }
 
     /// The most rows of a step.

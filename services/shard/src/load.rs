@@ -103,6 +103,7 @@ pub fn load(
     let options = StageOptions {
         layers,
         compute: sizing.compute,
+        kv_type: sizing.kv_type,
         memory: config.memory.map(|memory| memory.0),
         max_rows: sizing.max_rows,
         evidence_rows: sizing.evidence_rows,

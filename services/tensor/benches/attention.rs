@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use asterism_tensor::{
     Attention, AttnSpan, BLOCK_ROWS, Compute, CudaLimits, CudaOptions, Device, Dtype, Graphs, KvPool, KvSpec,
-    RopeTable, RopeTables, Rows, RowsRoom, Tensor,
+    KvType, RopeTable, RopeTables, Rows, RowsRoom, Tensor,
 };
 
 /// Layers that calls go through in turn, so that no cache holds what they read.
@@ -96,7 +96,13 @@ impl<'a> Bench<'a> {
         let most = DECODE.iter().map(|[rows, context]| rows * context).max().unwrap();
         let blocks = most.next_multiple_of(POSITIONS) / BLOCK_ROWS;
         let Heads { queries, keys, dim } = heads;
-        let spec = KvSpec { layers: LAYERS, kv_heads: keys, head_dim: dim, compute: Compute::Bf16 };
+        let spec = KvSpec {
+            layers: LAYERS,
+            kv_heads: keys,
+            head_dim: dim,
+            compute: Compute::Bf16,
+            kv_type: KvType::Bf16,
+        };
         let half = dim / 2;
         let table = RopeTable::new(half, vec![1.0; POSITIONS * half], vec![0.0; POSITIONS * half]).unwrap();
         let cols = (queries + 2 * keys) * dim;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use asterism_tensor::{
     Attention, AttnSpan, BLOCK_ROWS, Compute, CpuOptions, Device, Dtype, EvidenceRequest, EvidenceRoom, Isa,
-    KvSpec, Processors, RopeTable, RowsRoom, Tensor,
+    KvSpec, KvType, Processors, RopeTable, RowsRoom, Tensor,
 };
 
 /// How long each operation is repeated.
@@ -79,7 +79,7 @@ impl Bench {
         let device = &self.device;
         let bytes = context * heads * 2 * head_dim * compute.dtype().bytes();
         let layers = if rows == 1 { COLD.div_ceil(bytes) } else { 1 };
-        let spec = KvSpec { layers, kv_heads: heads, head_dim, compute };
+        let spec = KvSpec { layers, kv_heads: heads, head_dim, compute, kv_type: KvType::of(compute) };
         let blocks: Vec<u32> = (0..context.div_ceil(BLOCK_ROWS) as u32).collect();
         let mut kv = device.kv_pool(spec, blocks.len()).unwrap();
         let half = head_dim / 2;

@@ -1,5 +1,5 @@
-// Attention of any kind of row: f32 or bf16, blocks of any layout, heads of any even size up to 256, and keys that
-// were stored with another rope table than the row's.
+// Attention of any kind of row: f32 or bf16, blocks of any layout and type, heads of any even size up to 256, and keys
+// that were stored with another rope table than the row's.
 //
 // A thread block takes one row and up to HEADS query heads of one KV head, alone. Keys come in tiles of 64 from
 // position 0 on, scores and sums are f32, every sum has its order: a row's bits depend on its own keys alone.
@@ -32,11 +32,6 @@ struct GeneralWork {
   int spare;
 };
 
-DEVICE float2 load_pair(const float* at) { return *(const float2*)at; }
-DEVICE float2 load_pair(const u16* at) {
-  u32 pair = *(const u32*)at;
-  return make_float2(low_half(pair), high_half(pair));
-}
 DEVICE void store_pair(float* at, float2 x) { *(float2*)at = x; }
 DEVICE void store_pair(u16* at, float2 x) { *(u32*)at = pack(x.x, x.y); }
 
@@ -55,12 +50,11 @@ DEVICE Turn turn_of(const GeneralWork& work, int from, int to, int position) {
   return {work.tables + from * table + row, work.tables + to * table + row, 1.f / norm};
 }
 // Element `dim` of a key, whose value in memory is `x`, by the difference of the two tables' angles.
-template <typename E>
 DEVICE float turned_key(const KvLayout& layout, const u8* head, int row, int dim, float x, const Turn& turn) {
   int half = layout.head_dim / 2;
   bool upper = dim >= half;
   int j = upper ? dim - half : dim;
-  float y = widen(*(const E*)(head + kv_at(layout, sizeof(E), 0, row, upper ? j : dim + half)));
+  float y = kv_load(layout, head, 0, row, upper ? j : dim + half);
   float2 from = turn.from[j], to = turn.to[j];
   float by_cos = __fmul_rn(__fadd_rn(__fmul_rn(to.x, from.x), __fmul_rn(to.y, from.y)), turn.inverse_norm);
   float by_sin = __fmul_rn(__fsub_rn(__fmul_rn(to.y, from.x), __fmul_rn(to.x, from.y)), turn.inverse_norm);
@@ -91,7 +85,7 @@ DEVICE float sum_eight(const float v[8], int lane) {
 }
 
 // A warp's 8 keys from `key` on, against all queries: scores[query][0 .. 8], minus infinity beyond the row.
-template <typename E, int HEADS>
+template <int HEADS>
 DEVICE void score_eight(const GeneralWork& work, const General& row, int kv_head, int key,
                         const float2 q[HEADS][GENERAL_PAIRS], float scores[HEADS][GENERAL_KEYS], int at, int lane) {
   int half = work.layout.head_dim / 2;
@@ -114,7 +108,7 @@ DEVICE void score_eight(const GeneralWork& work, const General& row, int kv_head
 #pragma unroll
       for (int n = 0; n < 8; n++) {
         k[n] = make_float2(0.f, 0.f);
-        if (n < left) k[n] = load_pair((const E*)(head + kv_at(work.layout, sizeof(E), 0, first + n, 2 * pair)));
+        if (n < left) k[n] = kv_load_pair(work.layout, head, 0, first + n, 2 * pair);
       }
       if (table != row.table) {
 #pragma unroll 1
@@ -122,9 +116,9 @@ DEVICE void score_eight(const GeneralWork& work, const General& row, int kv_head
           if (n >= left) break;
           Turn turn = turn_of(work, table, row.table, key + n);
           // Written without an index into k, which lives in registers.
-          float2 x = load_pair((const E*)(head + kv_at(work.layout, sizeof(E), 0, first + n, 2 * pair)));
-          x.x = turned_key<E>(work.layout, head, first + n, 2 * pair, x.x, turn);
-          x.y = turned_key<E>(work.layout, head, first + n, 2 * pair + 1, x.y, turn);
+          float2 x = kv_load_pair(work.layout, head, 0, first + n, 2 * pair);
+          x.x = turned_key(work.layout, head, first + n, 2 * pair, x.x, turn);
+          x.y = turned_key(work.layout, head, first + n, 2 * pair + 1, x.y, turn);
 #pragma unroll
           for (int m = 0; m < 8; m++) {
             if (m == n) k[m] = x;
@@ -147,7 +141,7 @@ DEVICE void score_eight(const GeneralWork& work, const General& row, int kv_head
   }
 }
 
-// Grid (rows of this kind, or more; KV heads · pieces of a group), 256 threads.
+// E: of the rows. Grid (rows of this kind, or more; KV heads · pieces of a group), 256 threads.
 // For scores a warp has 8 keys and a lane pairs of dims; for sums a thread has a pair of dims and a part of the keys.
 template <typename E, int HEADS> DEVICE void attention_general(const GeneralWork& work) {
   __shared__ float weights[2][HEADS][GENERAL_KEYS];
@@ -181,7 +175,7 @@ template <typename E, int HEADS> DEVICE void attention_general(const GeneralWork
   float most = NEG_INF, total = 0.f;  // of query `warp`; the total by lane
 
   for (int tile = 0, turn = 0; tile < keys; tile += GENERAL_KEYS, turn ^= 1) {
-    score_eight<E, HEADS>(work, row, kv_head, tile + warp * 8, q, weights[turn], warp * 8, lane);
+    score_eight<HEADS>(work, row, kv_head, tile + warp * 8, q, weights[turn], warp * 8, lane);
     __syncthreads();
     if (warp < HEADS) {
       float a = weights[turn][warp][lane], b = weights[turn][warp][lane + 32];
@@ -208,9 +202,7 @@ template <typename E, int HEADS> DEVICE void attention_general(const GeneralWork
 #pragma unroll
         for (int n = 0; n < 8; n++) {
           v[n] = make_float2(0.f, 0.f);
-          if (key + n < end) {
-            v[n] = load_pair((const E*)(head + kv_at(work.layout, sizeof(E), 1, at % BLOCK_ROWS + n, 2 * pair)));
-          }
+          if (key + n < end) v[n] = kv_load_pair(work.layout, head, 1, at % BLOCK_ROWS + n, 2 * pair);
         }
 #pragma unroll
         for (int n = 0; n < 8; n++) {

@@ -47,10 +47,11 @@ struct DecodeWork {
 
 constexpr int TILE = HEAD_DIM % 64 == 0 ? 64 : HEAD_DIM % 32 == 0 ? 32 : 16;  // dims of a tiled line
 constexpr int STEPS = HEAD_DIM / 16;                                          // matrix products over a head's dims
-constexpr int EIGHT_BYTES = 16 * HEAD_DIM;                                    // 8 positions of keys, or of values
+constexpr int EIGHT_BYTES = 8 * HEAD_DIM * KV_BYTES;                          // 8 positions of keys, or of values
 constexpr int VALUES_AT = 2 * EIGHT_BYTES;
 constexpr int STAGE_BYTES = 4 * EIGHT_BYTES;
 constexpr int LEAF_KEYS = 128;
+static_assert(KV_TYPE == KV_BF16, "blocks are multiplied as they rest");
 static_assert(HEAD_DIM % 16 == 0 && HEAD_DIM >= 64 && HEAD_DIM <= 160, "a tiled head");
 static_assert(STAGES >= 2 && STAGES <= 8, "two blocks are read at a time");
 

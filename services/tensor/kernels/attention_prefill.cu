@@ -25,6 +25,7 @@ struct Tile { int first_row, rows, first_position, blocks_at; };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
+static_assert(KV_TYPE == KV_BF16, "blocks are multiplied as they rest");
 static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "lines of 64 dims, one or two");
 
 #define TILE_ROWS 128
@@ -32,11 +33,11 @@ static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "lines of 64 dims, one or two")
 #define TILE_KEYS 128
 #define HALF_KEYS 64
 #define STAGES 3
-#define ELEMENT_BYTES 2
+#define ELEMENT_BYTES 2                          // of a query
 #define ATOM_BYTES 1024                          // 8 rows of 64 dims
-#define EIGHT_BYTES (8 * HEAD_DIM * ELEMENT_BYTES)  // 8 positions of a head: HEAD_DIM / 64 atoms
+#define EIGHT_BYTES (8 * HEAD_DIM * KV_BYTES)    // 8 positions of a head: HEAD_DIM / 64 atoms
 #define PART_BYTES (2 * EIGHT_BYTES)             // the keys, or values, of a block
-#define TILE_BYTES (TILE_KEYS * HEAD_DIM * ELEMENT_BYTES)
+#define TILE_BYTES (TILE_KEYS * HEAD_DIM * KV_BYTES)
 #define QUERY_LINE_BYTES (TILE_ROWS * 128)       // 64 dims of all rows of a tile
 #define CONSUMERS 2
 

@@ -11,12 +11,13 @@
 // A tile's rows, and where its span's block table begins.
 struct Tile { int first_row, rows, first_position, blocks_at; };
 
+static_assert(KV_TYPE == KV_BF16, "blocks are multiplied as they rest");
 static_assert(HEAD_DIM % 16 == 0 && HEAD_DIM >= 64 && HEAD_DIM <= 160, "the head dims of tiled blocks");
 
 #define LINE (HEAD_DIM % 64 == 0 ? 64 : HEAD_DIM % 32 == 0 ? 32 : 16)  // dims of a tiled line
 #define LINE_CHUNKS (LINE / 8)                                         // of 16 bytes
-#define ATOM_BYTES (16 * LINE)                                         // 8 positions of a line
-#define EIGHT_BYTES (16 * HEAD_DIM)                                    // 8 positions of a head
+#define ATOM_BYTES (8 * LINE * KV_BYTES)                               // 8 positions of a line
+#define EIGHT_BYTES (8 * HEAD_DIM * KV_BYTES)                          // 8 positions of a head
 #define PART_BYTES (2 * EIGHT_BYTES)                                   // the keys, or values, of a block
 #define WARPS 8
 #define WARP_ROWS 16

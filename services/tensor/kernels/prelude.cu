@@ -1,6 +1,6 @@
 // What all kernels share. It stands before every theme when it is compiled; nothing is included.
 //
-// Elements are f32 or bf16; a bf16 is its 16 bits (u16). Sums are f32.
+// Elements are f32 or bf16; a bf16 is its 16 bits (u16). Sums are f32. Keys and values rest in a type of their own.
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -30,6 +30,12 @@ DEVICE float widen_f16(u16 x) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
   return y;
+}
+// Two neighbours, of which the first is even.
+DEVICE float2 load_pair(const float* at) { return *(const float2*)at; }
+DEVICE float2 load_pair(const u16* at) {
+  u32 pair = *(const u32*)at;
+  return make_float2(low_half(pair), high_half(pair));
 }
 // Rounds to an element's type: Element<E>::round(x).
 template <typename E> struct Element;
@@ -77,19 +83,54 @@ struct KvLayout {
 DEVICE u64 kv_head_at(const KvLayout& kv, int block, int head) {
   return ((u64)block * kv.kv_heads + head) * kv.head_bytes;
 }
-// Byte offset of element `dim` of position `row` (0..16) within tiled keys, or values, of a head.
+// Byte offset of element `dim` of position `row` (0..16) within tiled keys, or values, of a head: elements of 16 bits.
 DEVICE int kv_tiled_at(int head_dim, int tile, int row, int dim) {
   int r = row & 7, chunk = (dim % tile) >> 3;
   int turn = tile == 64 ? r : tile == 32 ? (r >> 1) & 3 : (r >> 2) & 1;
   int line = (row >> 3) * (16 * head_dim) + (dim / tile) * (16 * tile) + r * (2 * tile);
   return line + ((chunk ^ turn) << 4) + (dim & 7) * 2;
 }
+
+// === the type that keys and values rest in ===
+//
+// It is KV_TYPE (as kv.rs numbers them), for which a theme that reads or writes blocks is compiled; kernels are for
+// one type of activations each. All that turns one into the other stands here. Where both are the same nothing is
+// converted, and whole blocks may be copied and multiplied as they rest: kernels that do so take that one type, and
+// attention.cu the others. A type with scales adds a kv_t and what converts it: loads and stores are told the head's
+// part, position and dims that a scale is found by.
+#define KV_F32 0
+#define KV_BF16 1
+#ifdef KV_TYPE
+
+#if KV_TYPE == KV_F32
+typedef float kv_t;
+DEVICE kv_t kv_rounded(u16 x) { return widen(x); }
+#elif KV_TYPE == KV_BF16
+typedef u16 kv_t;
+DEVICE kv_t kv_rounded(float x) { return round_bf16(x); }
+#else
+#error "KV_TYPE: no such type"
+#endif
+DEVICE kv_t kv_rounded(kv_t x) { return x; }
+#define KV_BYTES ((int)sizeof(kv_t))
+
 // Byte offset of a key's, or value's, element within its head's part of a block.
-DEVICE int kv_at(const KvLayout& kv, int element_bytes, int value, int row, int dim) {
+DEVICE int kv_at(const KvLayout& kv, int value, int row, int dim) {
   if (kv.tile) return value * (32 * kv.head_dim) + kv_tiled_at(kv.head_dim, kv.tile, row, dim);
   int line = value ? kv.value_cols : kv.head_dim;
-  return (value * BLOCK_ROWS * kv.head_dim + row * line + dim) * element_bytes;
+  return (value * BLOCK_ROWS * kv.head_dim + row * line + dim) * KV_BYTES;
 }
+// Elements of a key, or value: one, and an even one with the next. `head`: the head's part of a block.
+DEVICE float kv_load(const KvLayout& kv, const u8* head, int value, int row, int dim) {
+  return widen(*(const kv_t*)(head + kv_at(kv, value, row, dim)));
+}
+DEVICE float2 kv_load_pair(const KvLayout& kv, const u8* head, int value, int row, int dim) {
+  return load_pair((const kv_t*)(head + kv_at(kv, value, row, dim)));
+}
+template <typename E> DEVICE void kv_store(const KvLayout& kv, u8* head, int value, int row, int dim, E x) {
+  *(kv_t*)(head + kv_at(kv, value, row, dim)) = kv_rounded(x);
+}
+#endif
 
 // === shared memory, asynchronous copies (sm_90: bulk copies that complete on a barrier) ===
 

@@ -2,7 +2,8 @@
 //
 // A row Q|K|V (heads side by side) has a position, a block that its key and value go to, and two tables: its own,
 // which turns its queries, and its block's, which turns its key. A row at position -1 is padding: nothing of it is
-// written. Every product, sum and difference is rounded by itself, and the result once more to the element's type.
+// written. Every product, sum and difference is rounded by itself, and the result once more to the activations' type;
+// what is written, to the type that keys and values rest in.
 
 struct RopeWork {
   void* qkv;              // [rows][heads + 2 kv_heads][head_dim]
@@ -43,6 +44,7 @@ DEVICE void turn_pairs(u32& a, u32& b, float4 turn) {
   b = pack(low.y, high.y);
 }
 
+#if KV_TYPE == KV_BF16
 // Whether one of eight elements is infinite or NaN.
 DEVICE bool unbounded(uint4 x) {
   u32 most = 0x7f80;  // the exponent's bits
@@ -52,7 +54,7 @@ DEVICE bool unbounded(uint4 x) {
 
 // Tiled blocks. Grid (rows, pieces), 128 threads; a thread turns elements d .. d+8 of a query or key head and their
 // partners d + half .. d + half + 8, and a key's thread copies the same elements of the value. All of these are whole
-// 16-byte chunks here and in the block, whose order within a line kv_tiled_at gives.
+// 16-byte chunks here and in the block, whose order within a line kv_tiled_at gives: both are bf16.
 extern "C" __global__ void __launch_bounds__(128) rope_kv_write_tiled_bf16(const __grid_constant__ RopeWork work) {
   int head_dim = work.layout.head_dim, half = head_dim / 2, chunks = half / 8;
   int task = blockIdx.y * 128 + threadIdx.x, row = blockIdx.x;
@@ -92,9 +94,10 @@ extern "C" __global__ void __launch_bounds__(128) rope_kv_write_tiled_bf16(const
   *(uint4*)(values + to_a) = value_a;
   *(uint4*)(values + to_b) = value_b;
 }
+#endif
 
-// Blocks of any layout, any even head_dim. Grid (rows, pieces), 128 threads; a thread turns one pair of elements of a
-// query or key head, and a key's thread copies the same elements of the value.
+// Blocks of any layout and type, any even head_dim; E: of the rows. Grid (rows, pieces), 128 threads; a thread turns
+// one pair of elements of a query or key head, and a key's thread writes the same elements of the value.
 template <typename E> DEVICE void rope_kv_write(const RopeWork& work) {
   int head_dim = work.layout.head_dim, half = head_dim / 2;
   int task = blockIdx.y * 128 + threadIdx.x, row = blockIdx.x;
@@ -115,10 +118,10 @@ template <typename E> DEVICE void rope_kv_write(const RopeWork& work) {
   const E* value = from + kv_heads * head_dim;
   int at = place.position % BLOCK_ROWS;
   u8* to = work.kv + kv_head_at(work.layout, place.block, kv_head);
-  *(E*)(to + kv_at(work.layout, sizeof(E), 0, at, dim)) = a;
-  *(E*)(to + kv_at(work.layout, sizeof(E), 0, at, dim + half)) = b;
-  *(E*)(to + kv_at(work.layout, sizeof(E), 1, at, dim)) = value[0];
-  *(E*)(to + kv_at(work.layout, sizeof(E), 1, at, dim + half)) = value[half];
+  kv_store(work.layout, to, 0, at, dim, a);
+  kv_store(work.layout, to, 0, at, dim + half, b);
+  kv_store(work.layout, to, 1, at, dim, value[0]);
+  kv_store(work.layout, to, 1, at, dim + half, value[half]);
 }
 extern "C" __global__ void __launch_bounds__(128) rope_kv_write_f32(const __grid_constant__ RopeWork work) {
   rope_kv_write<float>(work);

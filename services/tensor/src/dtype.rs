@@ -38,8 +38,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// The type of activations and of keys and values; accumulation, statistics, softmax and logits are f32 in
-/// both.
+/// The type of activations; accumulation, statistics, softmax and logits are f32 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compute {
     /// Activations are f32; stored weights are widened exactly.
@@ -64,6 +63,51 @@ impl Compute {
 }
 
 impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The type that keys and values rest in, whatever the activations are: they are rounded to it once when they are written,
+/// and widened when they are read.
+///
+/// A type with scales is a variant here: [`crate::KvSpec`] counts their bytes, and on a card the prelude of the kernels,
+/// which says what a `kv_t` is, converts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// Single precision.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+}
+
+impl KvType {
+    /// All of them.
+    pub const ALL: [KvType; 2] = [KvType::F32, KvType::Bf16];
+
+    /// That of activations, which no value is rounded to once more.
+    pub fn of(compute: Compute) -> KvType {
+        match compute {
+            Compute::F32 => KvType::F32,
+            Compute::Bf16 => KvType::Bf16,
+        }
+    }
+
+    /// Its elements.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            KvType::F32 => Dtype::F32,
+            KvType::Bf16 => Dtype::Bf16,
+        }
+    }
+
+    /// Its short name.
+    pub fn name(self) -> &'static str {
+        self.dtype().name()
+    }
+}
+
+impl fmt::Display for KvType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }

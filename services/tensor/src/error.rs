@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::Dtype;
+use crate::{Compute, Dtype, KvType};
 
 /// An operation that was refused, or a device that could not be had.
 #[derive(Debug, Error)]
@@ -100,6 +100,16 @@ pub enum TensorError {
     /// More weights for a sending that an error has ended already; that error is what comes out of it.
     #[error("the sending of weights has ended")]
     SendingEnded,
+    /// Keys and values in a type that no kernel of the device takes beside these activations.
+    #[error("{device} has no keys and values in {kv_type} under {compute} activations")]
+    KvType {
+        /// Which kind of device.
+        device: &'static str,
+        /// The type of keys and values.
+        kv_type: KvType,
+        /// The type of activations.
+        compute: Compute,
+    },
     /// Values of different devices, or of another than the operation's.
     #[error("a value lives on another device than the operation runs on")]
     OtherDevice,

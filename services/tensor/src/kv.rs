@@ -9,7 +9,8 @@
 //!   such a line holds elements i (below) and i + 16 (above).
 //!
 //! Memory is zero at first, and on the CPU physical only once written, so a large pool costs nothing until used.
-//! A card has layouts of its own ([`crate::cuda::kv`]) of the same size.
+//! A card has layouts of its own ([`crate::cuda::kv`]) of the same size. The processor keeps keys and values in the type
+//! of its activations, a card in any [`KvType`].
 
 use std::ops::Range;
 
@@ -18,10 +19,10 @@ use half::bf16;
 
 use crate::cpu::kv;
 use crate::cuda;
-use crate::cuda::attention::TiledPool;
+use crate::cuda::kv::CardPool;
 use crate::error::{TensorError, check_below};
 use crate::storage::Storage;
-use crate::{Compute, Dtype};
+use crate::{Compute, KvType};
 
 /// Positions in a block.
 pub const BLOCK_ROWS: usize = 16;
@@ -41,8 +42,10 @@ pub struct KvSpec {
     pub kv_heads: usize,
     /// Elements of a head: even, at most [`MAX_HEAD_DIM`].
     pub head_dim: usize,
-    /// Keys and values have the type of the activations.
+    /// The type of the activations that keys and values come from, and that attention gives.
     pub compute: Compute,
+    /// The type that keys and values rest in.
+    pub kv_type: KvType,
 }
 
 /// Keys and values of all layers of a stage, in blocks.
@@ -50,7 +53,7 @@ pub struct KvSpec {
 pub struct KvPool {
     layout: Layout,
     storage: Storage,
-    tiled: Option<Box<TiledPool>>,
+    card: Option<Box<CardPool>>,
 }
 
 /// One position of one head in a pool.
@@ -76,11 +79,6 @@ pub(crate) struct Layout {
 // === impl KvSpec ===
 
 impl KvSpec {
-    /// The element type.
-    pub fn dtype(&self) -> Dtype {
-        self.compute.dtype()
-    }
-
     /// Elements of a position's value in memory.
     pub(crate) fn value_cols(&self) -> usize {
         self.head_dim.checked_next_multiple_of(LINE).unwrap_or(usize::MAX)
@@ -100,6 +98,17 @@ impl KvSpec {
     fn block_elements(&self) -> usize {
         self.kv_heads * self.head_elements()
     }
+
+    /// Bytes of one head's keys and values in a block: all that rests of them, as every size of a pool follows from it.
+    pub(crate) fn head_bytes(&self) -> usize {
+        let rows = self.head_dim.saturating_add(self.value_cols()).saturating_mul(BLOCK_ROWS);
+        rows.saturating_mul(self.kv_type.dtype().bytes())
+    }
+
+    /// Bytes of one layer of a block.
+    fn block_bytes(&self) -> usize {
+        self.head_bytes().saturating_mul(self.kv_heads)
+    }
 }
 
 // === impl Layout ===
@@ -118,6 +127,10 @@ impl Layout {
 impl KvPool {
     /// A pool of the host's memory.
     pub(crate) fn new(spec: KvSpec, blocks: usize) -> Result<KvPool, TensorError> {
+        let KvSpec { compute, kv_type, .. } = spec;
+        if kv_type != KvType::of(compute) {
+            return Err(TensorError::KvType { device: "the processor", kv_type, compute });
+        }
         KvPool::with(spec, blocks, Storage::host)
     }
 
@@ -139,24 +152,22 @@ impl KvPool {
             return Err(TensorError::Setting { op: "kv pool", what: "kv_heads", rule: "1 or more" });
         }
         let bytes = blocks.saturating_mul(KvPool::bytes_per_block(&spec));
-        Ok(KvPool { layout: Layout { spec, blocks }, storage: storage(bytes)?, tiled: None })
+        Ok(KvPool { layout: Layout { spec, blocks }, storage: storage(bytes)?, card: None })
     }
 
-    /// The same pool with what attention over tiled blocks needs.
-    pub(crate) fn with_tiled(self, tiled: Option<TiledPool>) -> KvPool {
-        KvPool { tiled: tiled.map(Box::new), ..self }
+    /// The same pool with what a card has beside its memory.
+    pub(crate) fn with_card(self, card: CardPool) -> KvPool {
+        KvPool { card: Some(Box::new(card)), ..self }
     }
 
-    /// What attention over tiled blocks needs, where a card has these.
-    pub(crate) fn tiled(&self) -> Option<&TiledPool> {
-        self.tiled.as_deref()
+    /// What a card has beside its memory.
+    pub(crate) fn card(&self) -> Result<&CardPool, TensorError> {
+        self.card.as_deref().ok_or(TensorError::OtherDevice)
     }
 
     /// Bytes of one block over all layers.
     pub fn bytes_per_block(spec: &KvSpec) -> usize {
-        let rows = spec.head_dim.saturating_add(spec.value_cols()).saturating_mul(BLOCK_ROWS);
-        let head = rows.saturating_mul(spec.dtype().bytes());
-        head.saturating_mul(spec.kv_heads).saturating_mul(spec.layers)
+        spec.block_bytes().saturating_mul(spec.layers)
     }
 
     /// What it was made for.
@@ -176,13 +187,15 @@ impl KvPool {
         check_below("kv read", "block", place.block as usize, *blocks)?;
         check_below("kv read", "row", place.row, BLOCK_ROWS)?;
         check_below("kv read", "head", place.head, spec.kv_heads)?;
-        let range = self.layout.head(place.layer, place.block, place.head);
         if let Storage::Card(memory) = &self.storage {
-            return cuda::kv::read(spec, place.row, memory, range.start * spec.dtype().bytes());
+            let start = place.layer * blocks + place.block as usize;
+            let start = start * spec.block_bytes() + place.head * spec.head_bytes();
+            return cuda::kv::read(spec, place.row, memory, start);
         }
-        Ok(match spec.compute {
-            Compute::F32 => kv::read(spec, place.row, &self.elements::<f32>()?[range]),
-            Compute::Bf16 => kv::read(spec, place.row, &self.elements::<bf16>()?[range]),
+        let range = self.layout.head(place.layer, place.block, place.head);
+        Ok(match spec.kv_type {
+            KvType::F32 => kv::read(spec, place.row, &self.elements::<f32>()?[range]),
+            KvType::Bf16 => kv::read(spec, place.row, &self.elements::<bf16>()?[range]),
         })
     }
 
@@ -191,18 +204,18 @@ impl KvPool {
     }
 
     pub(crate) fn elements<E: Pod>(&self) -> Result<&[E], TensorError> {
-        debug_assert_eq!(size_of::<E>(), self.spec().dtype().bytes());
+        debug_assert_eq!(size_of::<E>(), self.spec().kv_type.dtype().bytes());
         self.storage.elements()
     }
 
     pub(crate) fn elements_mut<E: Pod>(&mut self) -> Result<&mut [E], TensorError> {
-        debug_assert_eq!(size_of::<E>(), self.spec().dtype().bytes());
+        debug_assert_eq!(size_of::<E>(), self.spec().kv_type.dtype().bytes());
         self.storage.elements_mut()
     }
 
     /// The address of layer `layer`, where a card computes.
     pub(crate) fn layer_address(&self, layer: usize) -> Result<u64, TensorError> {
-        let elements = layer * self.layout.blocks * self.spec().block_elements();
-        Ok(self.storage.card()?.address() + (elements * self.spec().dtype().bytes()) as u64)
+        let before = layer * self.layout.blocks * self.spec().block_bytes();
+        Ok(self.storage.card()?.address() + before as u64)
     }
 }

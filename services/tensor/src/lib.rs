@@ -35,7 +35,7 @@ pub use cpu::pack::{Columns, Layout};
 pub use cpu::probe::Limits;
 pub use cuda::{Counters, CudaLimits, CudaOptions, Graphs, KernelReport, MatmulPlans, Sender, senders};
 pub use device::{CpuOptions, Device};
-pub use dtype::{Compute, Dtype};
+pub use dtype::{Compute, Dtype, KvType};
 pub use edge::{Edge, EdgeBuffer, EdgeBytes, EdgeRoom, Staged, StepTimes};
 pub use embedding::Embedding;
 pub use error::TensorError;

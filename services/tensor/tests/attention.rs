@@ -7,9 +7,7 @@ mod support;
 use asterism_tensor::{
     Attention, AttnSpan, BLOCK_ROWS, Compute, Device, KvPlace, KvSpec, RowsRoom, TensorError,
 };
-use support::sequence::{
-    Chunk, Sequence, Shape, alone, deal_blocks, oracle, place, poisoned_pool, step, tables,
-};
+use support::sequence::{Chunk, Sequence, Shape, alone, deal_blocks, fed, oracle, place, step, tables};
 use support::{Rng, all, assert_near, best, bf16, devices, gpus, tensor};
 
 /// Head sizes around the lanes and those of real models.
@@ -28,7 +26,7 @@ const SHAPES: [(usize, usize, usize); 9] = [
 const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
 
 fn shapes() -> impl Iterator<Item = Shape> {
-    let shape = |compute, (heads, kv_heads, head_dim)| Shape { heads, kv_heads, head_dim, compute };
+    let shape = |compute, sizes| Shape::new(sizes, compute);
     COMPUTES.into_iter().flat_map(move |compute| SHAPES.into_iter().map(move |sizes| shape(compute, sizes)))
 }
 
@@ -48,12 +46,7 @@ const TILED_SHAPES: [(usize, usize, usize); 11] = [
 ];
 
 fn tiled_shapes() -> impl Iterator<Item = Shape> {
-    TILED_SHAPES.into_iter().map(|(heads, kv_heads, head_dim)| Shape {
-        heads,
-        kv_heads,
-        head_dim,
-        compute: Compute::Bf16,
-    })
+    TILED_SHAPES.into_iter().map(|sizes| Shape::new(sizes, Compute::Bf16))
 }
 
 /// How far a row may be from the exact one.
@@ -113,39 +106,6 @@ fn keys_stored_with_another_table_are_turned_when_read() {
 fn alike() -> Vec<(Device, Vec<Device>)> {
     let cards = gpus().into_iter().zip(gpus()).map(|(card, again)| (card, vec![again]));
     [(best(), devices().into_iter().skip(2).collect())].into_iter().chain(cards).collect()
-}
-
-/// Feeds the sequences in the chunks that `cut` gives of what is left (sequence, rows left), until nothing is, and
-/// returns all rows. The pool holds NaN wherever nothing was written.
-fn fed(
-    device: &Device,
-    shape: &Shape,
-    sequences: &[Sequence],
-    blocks: usize,
-    cut: &mut dyn FnMut(usize, usize) -> usize,
-) -> Vec<Vec<Vec<f32>>> {
-    let longest = sequences.iter().map(|sequence| sequence.qkv.len()).max().unwrap();
-    let tables = tables(device, shape.head_dim / 2, longest);
-    let mut kv = poisoned_pool(device, shape, blocks, &tables);
-    let mut got = vec![Vec::new(); sequences.len()];
-    while got.iter().zip(sequences).any(|(got, sequence)| got.len() < sequence.qkv.len()) {
-        let mut chunks = Vec::new();
-        for (index, (got, sequence)) in got.iter().zip(sequences).enumerate() {
-            let left = sequence.qkv.len() - got.len();
-            let rows = if left > 0 { cut(index, left).min(left) } else { 0 };
-            if rows > 0 {
-                chunks.push(Chunk { sequence: index, start: got.len(), end: got.len() + rows });
-            }
-        }
-        if chunks.is_empty() {
-            continue;
-        }
-        let outs = step(device, shape, sequences, &chunks, (&mut kv, &tables));
-        for (chunk, out) in chunks.iter().zip(outs) {
-            got[chunk.sequence].extend(out);
-        }
-    }
-    got
 }
 
 #[test]
@@ -209,7 +169,7 @@ fn drawn_rows_have_the_same_bits_alone_in_a_batch_and_computed_again() {
 fn keys_and_values_are_stored_rotated_and_as_they_came() {
     let mut rng = Rng(4);
     for shape in shapes() {
-        let Shape { heads, kv_heads, head_dim, compute } = shape;
+        let Shape { heads, kv_heads, head_dim, compute, .. } = shape;
         let mut sequences = [shape.sequence(&mut rng, 40, 70)];
         deal_blocks(&mut rng, &mut sequences, 5);
         for device in all() {
@@ -274,9 +234,10 @@ fn nan_stays_in_its_sequence_and_after_its_position() {
 fn rows_of_no_span_hold_what_they_held() {
     let mut rng = Rng(7);
     for device in all() {
-        for shape in [(2, 2, 24), (2, 1, 64)].into_iter().flat_map(|(heads, kv_heads, head_dim)| {
-            COMPUTES.map(|compute| Shape { heads, kv_heads, head_dim, compute })
-        }) {
+        for shape in [(2, 2, 24), (2, 1, 64)]
+            .into_iter()
+            .flat_map(|sizes| COMPUTES.map(|compute| Shape::new(sizes, compute)))
+        {
             let (dtype, cols) = (shape.compute.dtype(), shape.heads * shape.head_dim);
             let tables = tables(&device, shape.head_dim / 2, 20);
             let mut kv = device.kv_pool(shape.spec(), 4).unwrap();
@@ -308,7 +269,7 @@ fn rows_of_no_span_hold_what_they_held() {
 #[test]
 fn spans_that_name_what_is_not_there_are_refused() {
     let device = best();
-    let shape = Shape { heads: 2, kv_heads: 1, head_dim: 8, compute: Compute::F32 };
+    let shape = Shape::new((2, 1, 8), Compute::F32);
     let tables = tables(&device, 4, 64);
     let kv = device.kv_pool(shape.spec(), 4).unwrap();
     let mut rows = device.rows(RowsRoom { rows: 6, blocks: 4 }).unwrap();

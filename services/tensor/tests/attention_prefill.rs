@@ -21,12 +21,7 @@ const SHAPES: [(usize, usize, usize); 9] = [
 ];
 
 fn shapes() -> impl Iterator<Item = Shape> {
-    SHAPES.into_iter().map(|(heads, kv_heads, head_dim)| Shape {
-        heads,
-        kv_heads,
-        head_dim,
-        compute: Compute::Bf16,
-    })
+    SHAPES.into_iter().map(|sizes| Shape::new(sizes, Compute::Bf16))
 }
 
 fn bits(rows: &[Vec<f32>]) -> Vec<u32> {
@@ -109,7 +104,7 @@ fn long_prompts_are_the_same_in_one_step_and_in_many() {
     let mut rng = Rng(23);
     for device in gpus() {
         for head_dim in [64, 96, 128] {
-            let shape = Shape { heads: 40, kv_heads: 8, head_dim, compute: Compute::Bf16 };
+            let shape = Shape::new((40, 8, head_dim), Compute::Bf16);
             let mut prompts = [prompt(&shape, &mut rng, 1000)];
             let whole = cut(&device, &shape, &mut prompts, &[vec![1000]]);
             let ends: Vec<usize> = (1..=20).map(|step| 50 * step).collect();
@@ -124,7 +119,7 @@ fn long_prompts_are_the_same_in_one_step_and_in_many() {
 fn long_prompts_are_the_same_with_their_heads_in_sets() {
     let mut rng = Rng(24);
     for device in gpus() {
-        let shape = Shape { heads: 40, kv_heads: 40, head_dim: 128, compute: Compute::Bf16 };
+        let shape = Shape::new((40, 40, 128), Compute::Bf16);
         let mut prompts = [prompt(&shape, &mut rng, 3300)];
         let whole = cut(&device, &shape, &mut prompts, &[vec![3300]]);
         assert!(whole == cut(&device, &shape, &mut prompts, &[vec![700, 1003, 3300]]), "{shape:?}");

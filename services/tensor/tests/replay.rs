@@ -5,7 +5,7 @@ mod support;
 
 use asterism_tensor::{
     Attention, AttnSpan, BLOCK_ROWS, Columns, Compute, Device, Dtype, Embedding, Graphs, Indices, KvPool,
-    KvSpec, Layout, Matrix, MatrixBuilder, RopeTables, Rows, RowsRoom, Tensor, TensorError, Vector,
+    KvSpec, KvType, Layout, Matrix, MatrixBuilder, RopeTables, Rows, RowsRoom, Tensor, TensorError, Vector,
 };
 use support::{Rng, best, bits, gpus, sequence};
 
@@ -67,7 +67,8 @@ impl Model {
         };
         let bytes = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
         let embedded = bytes(rng.row(VOCAB * HIDDEN));
-        let spec = KvSpec { layers: 1, kv_heads: KV_HEADS, head_dim: HEAD_DIM, compute };
+        let kv_type = KvType::of(compute);
+        let spec = KvSpec { layers: 1, kv_heads: KV_HEADS, head_dim: HEAD_DIM, compute, kv_type };
         let room = RowsRoom { rows: 64, blocks: SEQUENCES * SEQUENCE_BLOCKS };
         let tensor = |dtype, cols| device.tensor(dtype, 64, cols).unwrap();
         Model {

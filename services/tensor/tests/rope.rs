@@ -28,7 +28,7 @@ const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
 const TABLES: usize = 3;
 
 fn shapes() -> impl Iterator<Item = Shape> {
-    let shape = |compute, (heads, kv_heads, head_dim)| Shape { heads, kv_heads, head_dim, compute };
+    let shape = |compute, sizes| Shape::new(sizes, compute);
     COMPUTES.into_iter().flat_map(move |compute| SHAPES.into_iter().map(move |sizes| shape(compute, sizes)))
 }
 
@@ -119,7 +119,7 @@ fn run(device: &Device, shape: &Shape, input: &[Vec<f32>], spans: &[Span], block
 }
 
 fn check(device: &Device, shape: &Shape, input: &[Vec<f32>], spans: &[Span], blocks: usize) {
-    let &Shape { heads, kv_heads, head_dim, compute } = shape;
+    let &Shape { heads, kv_heads, head_dim, compute, .. } = shape;
     let Run { qkv, kv } = run(device, shape, input, spans, blocks);
     let (before, after) = (rows(&tensor(device, compute.dtype(), input)), rows(&qkv));
     let positions = spans.iter().map(|span| span.first_position + span.row_tables.len()).max().unwrap();
@@ -198,7 +198,7 @@ fn padding_rows_touch_nothing() {
 fn the_sizes_of_a_large_model_are_right_on_a_card() {
     let mut rng = Rng(3);
     for device in gpus() {
-        let shape = Shape { heads: 64, kv_heads: 64, head_dim: 128, compute: Compute::Bf16 };
+        let shape = Shape::new((64, 64, 128), Compute::Bf16);
         for chunks in [&[(1, 575)][..], &[(24, 0), (1, 100)], &[(200, 30)]] {
             let blocks = 60;
             let spans = spans(&mut rng, chunks, 0, blocks);
@@ -212,7 +212,7 @@ fn the_sizes_of_a_large_model_are_right_on_a_card() {
 fn a_step_is_placed_anew_while_the_last_one_is_under_way() {
     let mut rng = Rng(4);
     for device in all() {
-        let shape = Shape { heads: 2, kv_heads: 2, head_dim: 64, compute: Compute::Bf16 };
+        let shape = Shape::new((2, 2, 64), Compute::Bf16);
         let tables = tables(&device, 32, 64);
         let mut kv = device.kv_pool(shape.spec(), 4).unwrap();
         let input = rng.rows(64, shape.cols());

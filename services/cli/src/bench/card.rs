@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use asterism_model::stage::{StageInfo, StageOptions};
 use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage};
 use asterism_shard::{DeviceName, DeviceOptions, OpenedWeights, Weights};
-use asterism_tensor::{BLOCK_ROWS, Compute, CudaLimits, KernelReport, senders};
+use asterism_tensor::{BLOCK_ROWS, Compute, CudaLimits, KernelReport, KvType, senders};
 
 pub use self::steps::Prompts;
 use self::steps::{EVIDENCE_ROWS, Steps};
@@ -68,6 +68,7 @@ pub fn measure(plan: &CardPlan) -> Result<Figures, ModelError> {
     let options = StageOptions {
         layers: 0..spec.layers,
         compute: plan.compute,
+        kv_type: KvType::of(plan.compute),
         memory: plan.memory,
         max_rows: plan.max_rows,
         evidence_rows: EVIDENCE_ROWS.min(plan.max_rows),
@@ -242,9 +243,9 @@ impl Bench {
 /// The time to copy what a step of `rows` rows reads: every weight but the embedding, and the keys and values of `context`
 /// positions of each row.
 pub fn roofline(info: &StageInfo, limits: &CudaLimits, rows: usize, context: usize) -> Duration {
-    let element = info.compute.dtype().bytes();
-    let embedding = info.spec.embedding_weights() as f64 * element as f64;
-    let kv = (2 * info.spec.layers * info.spec.kv_width() * element * rows * context) as f64;
+    let embedding = info.spec.embedding_weights() as f64 * info.compute.dtype().bytes() as f64;
+    let position = 2 * info.spec.layers * info.spec.kv_width() * info.kv_type.dtype().bytes();
+    let kv = (position * rows * context) as f64;
     Duration::from_secs_f64((info.weight_bytes as f64 - embedding + kv) / limits.copy)
 }
 

@@ -10,7 +10,7 @@ use asterism_model::stage::{Batch, Input, Span, StageOptions, unwatched};
 use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage, WeightSource};
 use asterism_shard::ComputeType;
 use asterism_tensor::{
-    BLOCK_ROWS, Compute, CpuOptions, Device, EvidenceRequest, EvidenceRoom, Limits, Processors,
+    BLOCK_ROWS, Compute, CpuOptions, Device, EvidenceRequest, EvidenceRoom, KvType, Limits, Processors,
 };
 
 use super::evidence::Evidence;
@@ -40,6 +40,7 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
     let options = StageOptions {
         layers: 0..spec.layers,
         compute: compute.into(),
+        kv_type: KvType::of(compute.into()),
         memory: None,
         max_rows: PROMPT,
         evidence_rows: 1,
@@ -119,7 +120,7 @@ impl Run<'_> {
         let embedding = info.weight_bytes as f64 * info.spec.embedding_weights() as f64
             / (info.spec.layer_weights() * info.spec.layers as u64 + 2 * info.spec.embedding_weights())
                 as f64;
-        let kv = 2 * info.spec.layers * info.spec.kv_width() * info.compute.dtype().bytes();
+        let kv = 2 * info.spec.layers * info.spec.kv_width() * info.kv_type.dtype().bytes();
         info.weight_bytes as f64 - embedding + (kv * (PROMPT + ANSWER / 2)) as f64
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use asterism_tensor::{BLOCK_ROWS, Compute, Device, Dtype, KvPool, KvSpec, Matrix};
+use asterism_tensor::{BLOCK_ROWS, Compute, Device, Dtype, KvPool, KvSpec, KvType, Matrix};
 
 use super::DeviceSize;
 use crate::ModelError;
@@ -26,8 +26,10 @@ const DECODE_SHARE: f64 = 0.25;
 pub struct Sizing {
     /// What the stages are on.
     pub device: DeviceKind,
-    /// The type of activations and KV.
+    /// The type of activations.
     pub compute: Compute,
+    /// The type that KV rests in.
+    pub kv_type: KvType,
     /// The type of the stored weights. (In bf16 compute all rest as bf16.)
     pub weights: Dtype,
     /// The most rows of a step.
@@ -242,7 +244,8 @@ impl Sizing {
     }
 
     pub(crate) fn kv_spec(&self, spec: &DecoderSpec, layers: usize) -> KvSpec {
-        KvSpec { layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, compute: self.compute }
+        let Self { compute, kv_type, .. } = *self;
+        KvSpec { layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, compute, kv_type }
     }
 }
 

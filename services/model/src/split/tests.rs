@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use asterism_tensor::{Compute, Dtype};
+use asterism_tensor::{Compute, Dtype, KvType};
 
 const GB: u64 = 1_000_000_000;
 
@@ -19,6 +19,7 @@ fn sizing() -> Sizing {
     Sizing {
         device: DeviceKind::Cpu,
         compute: Compute::Bf16,
+        kv_type: KvType::Bf16,
         weights: Dtype::F16,
         max_rows: 512,
         evidence_rows: 64,
@@ -209,6 +210,17 @@ fn a_card_holds_weights_in_the_compute_type() {
     assert_eq!(weights(on(DeviceKind::Cuda, Compute::Bf16)), stored, "f16 and bf16 are as wide");
     let widened = weights(on(DeviceKind::Cuda, Compute::F32));
     assert!(widened > 2 * stored - (1 << 30) && widened <= 2 * stored, "{widened}");
+}
+
+#[test]
+fn blocks_are_as_large_as_the_type_of_kv_makes_them() {
+    let (spec, memory) = (telechat_52b(), 40 * GB);
+    let stage = |kv_type| Sizing { kv_type, ..sizing() }.stage(&spec, 0..16, memory).unwrap();
+    let (narrow, wide) = (stage(KvType::Bf16), stage(KvType::F32));
+    assert_eq!(wide.block_bytes, 2 * narrow.block_bytes);
+    let taken = |stage: &StageSize| (stage.weight_bytes, stage.buffer_bytes);
+    assert_eq!(taken(&wide), taken(&narrow));
+    assert!(narrow.kv_tokens.abs_diff(2 * wide.kv_tokens) <= BLOCK_ROWS as u64);
 }
 
 #[test]

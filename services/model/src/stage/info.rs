@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use asterism_tensor::Compute;
+use asterism_tensor::{Compute, KvType};
 
 use crate::spec::DecoderSpec;
 use crate::split::table_entries;
@@ -13,8 +13,10 @@ use crate::split::table_entries;
 pub struct StageOptions {
     /// The stage's layers.
     pub layers: Range<usize>,
-    /// The type of activations and KV.
+    /// The type of activations.
     pub compute: Compute,
+    /// The type that KV rests in.
+    pub kv_type: KvType,
     /// Bytes for weights, buffers and KV together. `None`: on a card most of what is free, see [`super::default_memory`]; on
     /// the CPU KV for a few sequences, whatever the rest takes.
     pub memory: Option<u64>,
@@ -35,8 +37,10 @@ pub struct StageInfo {
     pub spec: DecoderSpec,
     /// The stage's layers.
     pub layers: Range<usize>,
-    /// The type of activations and KV.
+    /// The type of activations.
     pub compute: Compute,
+    /// The type that KV rests in.
+    pub kv_type: KvType,
     /// SHA-256 over config.json and the manifest, or over config.json and the seed, in hexadecimal.
     pub checkpoint_id: String,
     /// The device in words; of a card also whether a row's numbers depend on that row alone.

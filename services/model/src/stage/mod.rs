@@ -101,6 +101,7 @@ impl Stage {
         let mut info = StageInfo {
             layers: options.layers.clone(),
             compute: options.compute,
+            kv_type: options.kv_type,
             checkpoint_id,
             device: described(&device),
             row_classes: device.matmul_plans().is_some_and(|plans| plans.are_deterministic()),
@@ -180,6 +181,7 @@ impl StageOptions {
         Sizing {
             device,
             compute: self.compute,
+            kv_type: self.kv_type,
             weights,
             max_rows: self.max_rows,
             evidence_rows: self.evidence_rows,

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use asterism_model::stage::{Batch, Input, Output, Span, StageOptions, unwatched};
 use asterism_model::{Checkpoint, DecoderSpec, Stage, Synthetic, WeightSource, split};
-use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, CudaOptions, Device, Tensor, TensorError};
+use asterism_tensor::{BLOCK_ROWS, Compute, CpuOptions, CudaOptions, Device, KvType, Tensor, TensorError};
 
 /// Memory of a stage on a card: several share it.
 const CARD_MEMORY: u64 = 1 << 30;
@@ -155,6 +155,7 @@ impl Chain {
         let sizing = split::Sizing {
             device: split::DeviceKind::Cpu,
             compute: setup.compute,
+            kv_type: KvType::of(setup.compute),
             weights: asterism_tensor::Dtype::Bf16,
             max_rows: setup.max_rows,
             evidence_rows: 64,
@@ -166,6 +167,7 @@ impl Chain {
             let options = StageOptions {
                 layers,
                 compute: setup.compute,
+                kv_type: sizing.kv_type,
                 memory: (setup.on == On::Card).then_some(CARD_MEMORY),
                 max_rows: setup.max_rows,
                 evidence_rows: 64,

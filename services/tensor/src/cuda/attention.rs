@@ -1,14 +1,14 @@
 //! Attention over paged keys and values: three kernels, among which the plan divides a step's rows.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::cuda::Cuda;
 use crate::cuda::attention::prefill::{Drawn, Prefill, PrefillWork};
 use crate::cuda::card::Card;
-use crate::cuda::kv::KvLayout;
+use crate::cuda::kv::TiledHead;
+use crate::cuda::on_demand::OnDemand;
 use crate::cuda::rows::CudaRows;
-use crate::{Attention, KvPool, KvSpec, Tensor, TensorError};
+use crate::{Attention, KvPool, KvSpec, KvType, Tensor, TensorError};
 
 pub mod decode;
 pub mod general;
@@ -16,11 +16,18 @@ pub mod plan;
 pub mod prefill;
 
 /// Kernels of attention.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Kernels {
-    general: general::Kernels,
-    /// By head_dim, as pools needed them.
-    tiled: Mutex<HashMap<usize, Arc<TiledKernels>>>,
+    general: OnDemand<KvType, general::Kernels>,
+    tiled: OnDemand<TiledHead, TiledKernels>,
+}
+
+/// What attends a pool.
+#[derive(Debug)]
+pub struct Pool {
+    general: Arc<general::Kernels>,
+    /// Where its blocks are tiled.
+    pub tiled: Option<TiledPool>,
 }
 
 /// Kernels for tiled blocks of heads of one size.
@@ -56,42 +63,29 @@ pub struct Work<'a> {
 }
 
 impl Kernels {
-    /// Compiles those that every pool may need.
-    pub fn new(card: &Arc<Card>) -> Result<Kernels, TensorError> {
-        Ok(Kernels { general: general::Kernels::new(card)?, tiled: Mutex::default() })
-    }
-
-    /// What a pool needs besides its memory; `None` if its blocks are not tiled.
-    pub fn pool(
-        &self,
-        card: &Arc<Card>,
-        spec: &KvSpec,
-        blocks: usize,
-    ) -> Result<Option<TiledPool>, TensorError> {
-        if KvLayout::of(spec).tile == 0 {
-            return Ok(None);
-        }
-        let mut tiled = self.tiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernels = match tiled.get(&spec.head_dim) {
-            Some(kernels) => Arc::clone(kernels),
-            None => {
-                let Some(prefill) = Prefill::new(card, spec)? else { return Ok(None) };
-                let decode = decode::Kernels::new(card, spec.head_dim)?;
-                let kernels = Arc::new(TiledKernels { decode, prefill });
-                tiled.insert(spec.head_dim, Arc::clone(&kernels));
-                kernels
-            }
+    /// What a pool needs besides its memory, compiled for its types.
+    pub fn pool(&self, card: &Arc<Card>, spec: &KvSpec, blocks: usize) -> Result<Pool, TensorError> {
+        let general = self.general.get(spec.kv_type, || general::Kernels::new(card, spec.kv_type))?;
+        let tiled = |head: TiledHead| -> Result<TiledPool, TensorError> {
+            let compile = || {
+                Ok(TiledKernels {
+                    decode: decode::Kernels::new(card, head)?,
+                    prefill: Prefill::new(card, head)?,
+                })
+            };
+            let kernels = self.tiled.get(head, compile)?;
+            let scratch = decode::Scratch::new(card, spec, blocks)?;
+            Ok(TiledPool { kernels, scratch, drawn: Drawn::new(card)? })
         };
-        let scratch = decode::Scratch::new(card, spec, blocks)?;
-        Ok(Some(TiledPool { kernels, scratch, drawn: Drawn::new(card)? }))
+        Ok(Pool { general, tiled: TiledHead::of(spec).map(tiled).transpose()? })
     }
 }
 
 /// What attention over tiled blocks is compiled out of and with.
 #[cfg(test)]
-pub fn builds(capability: (u32, u32), head_dim: usize) -> Vec<crate::cuda::compile::Build> {
-    let decode = decode::builds(capability, head_dim);
-    decode.into_iter().chain([prefill::build(capability == (9, 0), head_dim)]).collect()
+pub fn builds(capability: (u32, u32), head: TiledHead) -> Vec<crate::cuda::compile::Build> {
+    let decode = decode::builds(capability, head);
+    decode.into_iter().chain([prefill::build(capability == (9, 0), head)]).collect()
 }
 
 impl TiledPool {
@@ -112,7 +106,7 @@ impl Cuda {
     ) -> Result<(), TensorError> {
         let &Attention { kv, layer, rows, tables, scale } = attention;
         let placed = rows.card.as_deref().ok_or(TensorError::OtherDevice)?;
-        let plan = *placed.plan();
+        let (plan, pool) = (*placed.plan(), &kv.card()?.attention);
         let work = Work {
             qkv: qkv.address()?,
             stride: qkv.cols(),
@@ -126,9 +120,9 @@ impl Cuda {
         // Without tiles the launches are those of any step of as many rows, so that they may be recorded.
         if plan.generals > 0 {
             let rows = if plan.tiles > 0 { plan.generals } else { qkv.rows().min(rows.room.rows) };
-            self.attention.general.run(self.card(), &work, tables, rows)?;
+            pool.general.run(self.card(), &work, tables, rows)?;
         }
-        let Some(TiledPool { kernels, scratch, drawn }) = kv.tiled() else { return Ok(()) };
+        let Some(TiledPool { kernels, scratch, drawn }) = &pool.tiled else { return Ok(()) };
         if plan.tiles > 0 {
             let (tiles, blocks) = (placed.tiles(), placed.words());
             let (tile_count, keys) = (plan.tiles, plan.tile_keys);

@@ -19,6 +19,7 @@ pub mod library;
 pub mod limits;
 pub mod matrix;
 pub mod memory;
+pub mod on_demand;
 pub mod rope;
 pub mod rows;
 pub mod staging;
@@ -30,8 +31,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::TensorError;
 use crate::cuda::card::Card;
+use crate::cuda::on_demand::OnDemand;
+use crate::{KvType, TensorError};
 
 pub use card::Counters;
 pub use compile::KernelReport;
@@ -57,7 +59,7 @@ pub struct Cuda {
     card: Arc<Card>,
     options: CudaOptions,
     elementwise: elementwise::Kernels,
-    rope: rope::Kernels,
+    rope: OnDemand<KvType, rope::Kernels>,
     gemm: gemm::Gemm,
     weights: matrix::Loader,
     evidence: evidence::Kernels,
@@ -75,11 +77,11 @@ impl Cuda {
         let weights = matrix::Loader::new(&card)?;
         Ok(Cuda {
             elementwise: elementwise::Kernels::new(&card)?,
-            rope: rope::Kernels::new(&card)?,
+            rope: OnDemand::default(),
             gemm: gemm::Gemm::new(&card, &options, weights.random())?,
             weights,
             evidence: evidence::Kernels::new(&card)?,
-            attention: attention::Kernels::new(&card)?,
+            attention: attention::Kernels::default(),
             card,
             options,
         })

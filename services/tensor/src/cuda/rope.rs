@@ -1,22 +1,20 @@
 //! Rotates queries and keys, and puts keys and values into their blocks.
 #![allow(unsafe_code, reason = "launches kernels")]
 
-use std::sync::Arc;
-
 use crate::cuda::Cuda;
 use crate::cuda::card::Card;
 use crate::cuda::compile::Theme;
 use crate::cuda::elementwise::{blocks, int};
-use crate::cuda::kv::KvLayout;
+use crate::cuda::kv::{self, KvLayout};
 use crate::cuda::launch::{Arg, Grid, Kernel};
-use crate::{Dtype, KvPool, RopeTables, Rows, Tensor, TensorError};
+use crate::{Compute, KvPool, KvType, RopeTables, Rows, Tensor, TensorError};
 
-/// Kernels of this theme.
+/// Kernels of this theme for one type of keys and values, by the type of activations.
 #[derive(Debug)]
 pub struct Kernels {
-    /// Of tiled blocks.
-    tiled_bf16: Kernel,
-    /// Of blocks of plain rows.
+    /// Of tiled blocks, which are bf16.
+    tiled_bf16: Option<Kernel>,
+    /// Of all blocks.
     plain_bf16: Kernel,
     plain_f32: Kernel,
 }
@@ -48,10 +46,11 @@ const CHUNK: usize = 8;
 
 impl Kernels {
     /// Compiles them for the card.
-    pub fn new(card: &Arc<Card>) -> Result<Kernels, TensorError> {
-        let module = card.kernels(Theme::Rope, &[])?;
+    pub fn new(card: &Card, kv_type: KvType) -> Result<Kernels, TensorError> {
+        let module = card.kernels(Theme::Rope, &[kv::define(kv_type)])?;
+        let tiled = || module.kernel("rope_kv_write_tiled_bf16");
         Ok(Kernels {
-            tiled_bf16: module.kernel("rope_kv_write_tiled_bf16")?,
+            tiled_bf16: (kv_type == KvType::Bf16).then(tiled).transpose()?,
             plain_bf16: module.kernel("rope_kv_write_bf16")?,
             plain_f32: module.kernel("rope_kv_write_f32")?,
         })
@@ -70,11 +69,11 @@ impl Cuda {
     ) -> Result<(), TensorError> {
         let placed = rows.card.as_deref().ok_or(TensorError::OtherDevice)?;
         let layout = KvLayout::of(kv.spec());
-        let spec = kv.spec();
-        let (kernel, step) = match (spec.dtype(), layout.tile) {
-            (Dtype::F32, _) => (&self.rope.plain_f32, 1),
-            (_, 0) => (&self.rope.plain_bf16, 1),
-            _ => (&self.rope.tiled_bf16, CHUNK),
+        let (spec, kernels) = (kv.spec(), &kv.card()?.rope);
+        let (kernel, step) = match (&kernels.tiled_bf16, spec.compute) {
+            (Some(tiled), Compute::Bf16) if layout.tile != 0 => (tiled, CHUNK),
+            (_, Compute::Bf16) => (&kernels.plain_bf16, 1),
+            (_, Compute::F32) => (&kernels.plain_f32, 1),
         };
         // Padding rows take part too, without effect, so that a recorded launch fits any step of as many rows.
         let tasks = (heads + spec.kv_heads) * (spec.head_dim / 2 / step);

@@ -4,7 +4,6 @@ use crate::cuda::Cuda;
 use crate::cuda::attention::TiledPool;
 use crate::cuda::attention::plan::{Areas, Plan, Shape};
 use crate::cuda::attention::prefill::TILE_ROWS;
-use crate::cuda::kv::KvLayout;
 use crate::cuda::upload::Upload;
 use crate::kv::BLOCK_ROWS;
 use crate::rows::PlacedSpan;
@@ -92,10 +91,11 @@ impl Cuda {
     pub(crate) fn place(&self, rows: &mut Rows, kv: &KvPool) -> Result<(), TensorError> {
         let Rows { card, spans, .. } = rows;
         let card_rows = card.as_deref_mut().ok_or(TensorError::OtherDevice)?;
+        let tiled = kv.card()?.attention.tiled.as_ref();
         let shape = Shape {
-            tiled: KvLayout::of(kv.spec()).tile != 0,
+            tiled: tiled.is_some(),
             kv_heads: kv.spec().kv_heads,
-            partials: kv.tiled().map_or(0, TiledPool::partials),
+            partials: tiled.map_or(0, TiledPool::partials),
             warps: 8 * self.card().multiprocessors() as usize,
             tile_rows: TILE_ROWS,
         };

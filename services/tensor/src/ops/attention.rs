@@ -82,7 +82,7 @@ pub(super) fn check_qkv(
     if rows.used() > qkv.rows() {
         return Err(TensorError::OutOfRange { op, what: "row", index: rows.used() - 1, limit: qkv.rows() });
     }
-    check_type(op, "the input", qkv.dtype(), spec.dtype())?;
+    check_type(op, "the input", qkv.dtype(), spec.compute.dtype())?;
     check_below(op, "layer", layer, spec.layers)?;
     check_eq(op, "columns beyond whole heads", qkv.cols() % spec.head_dim, 0)?;
     let heads = (qkv.cols() / spec.head_dim).saturating_sub(2 * spec.kv_heads);

@@ -1,10 +1,11 @@
 //! Sequences through rope, KV pool and attention: as the library does it, and by an oracle in f64.
 
 use asterism_tensor::{
-    Attention, AttnSpan, BLOCK_ROWS, Compute, Device, KvPool, KvSpec, RopeTable, RopeTables, Rows, RowsRoom,
+    Attention, AttnSpan, BLOCK_ROWS, Compute, Device, KvPool, KvSpec, KvType, RopeTable, RopeTables, Rows,
+    RowsRoom,
 };
 
-use super::{Rng, bf16, rows, tensor};
+use super::{Rng, rounded, rows, tensor};
 
 /// Sizes of an attention layer.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +14,7 @@ pub struct Shape {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub compute: Compute,
+    pub kv_type: KvType,
 }
 
 /// A sequence's rows Q|K|V, and which rope tables they use.
@@ -38,6 +40,11 @@ pub const TABLE_SPAN: usize = 64;
 pub const TABLES: usize = 4;
 
 impl Shape {
+    /// Keys and values in the type of the activations.
+    pub fn new((heads, kv_heads, head_dim): (usize, usize, usize), compute: Compute) -> Shape {
+        Shape { heads, kv_heads, head_dim, compute, kv_type: KvType::of(compute) }
+    }
+
     pub fn cols(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
@@ -47,8 +54,8 @@ impl Shape {
     }
 
     pub fn spec(&self) -> KvSpec {
-        let Shape { kv_heads, head_dim, compute, .. } = *self;
-        KvSpec { layers: 2, kv_heads, head_dim, compute }
+        let Shape { kv_heads, head_dim, compute, kv_type, .. } = *self;
+        KvSpec { layers: 2, kv_heads, head_dim, compute, kv_type }
     }
 
     pub fn sequence(&self, rng: &mut Rng, len: usize, prompt_len: usize) -> Sequence {
@@ -174,17 +181,60 @@ pub fn alone(device: &Device, shape: &Shape, sequence: &Sequence) -> Vec<Vec<f32
     step(device, shape, &[sequence], &[chunk], (&mut kv, &tables)).remove(0)
 }
 
-/// The same in f64, rounding only what bf16 compute rounds, with every key turned by the reading row's table.
+/// Feeds the sequences in the chunks that `cut` gives of what is left (sequence, rows left), until nothing is, and
+/// returns all rows. The pool holds NaN wherever nothing was written.
+pub fn fed(
+    device: &Device,
+    shape: &Shape,
+    sequences: &[Sequence],
+    blocks: usize,
+    cut: &mut dyn FnMut(usize, usize) -> usize,
+) -> Vec<Vec<Vec<f32>>> {
+    let longest = sequences.iter().map(|sequence| sequence.qkv.len()).max().unwrap();
+    let tables = tables(device, shape.head_dim / 2, longest);
+    let mut kv = poisoned_pool(device, shape, blocks, &tables);
+    let mut got = vec![Vec::new(); sequences.len()];
+    while got.iter().zip(sequences).any(|(got, sequence)| got.len() < sequence.qkv.len()) {
+        let mut chunks = Vec::new();
+        for (index, (got, sequence)) in got.iter().zip(sequences).enumerate() {
+            let left = sequence.qkv.len() - got.len();
+            let rows = if left > 0 { cut(index, left).min(left) } else { 0 };
+            if rows > 0 {
+                chunks.push(Chunk { sequence: index, start: got.len(), end: got.len() + rows });
+            }
+        }
+        if chunks.is_empty() {
+            continue;
+        }
+        let outs = step(device, shape, sequences, &chunks, (&mut kv, &tables));
+        for (chunk, out) in chunks.iter().zip(outs) {
+            got[chunk.sequence].extend(out);
+        }
+    }
+    got
+}
+
+/// The same in f64, rounding only what bf16 activations or bf16 keys and values round, with every key turned by the
+/// reading row's table. What is stored is turned in f32, as it is defined: what that rounds decides what bf16 rounds to.
 pub fn oracle(shape: &Shape, sequence: &Sequence) -> Vec<Vec<f64>> {
-    let Shape { heads, kv_heads, head_dim, compute } = *shape;
+    let Shape { heads, kv_heads, head_dim, compute, kv_type } = *shape;
     let half = head_dim / 2;
-    let round = |x: f64| if compute == Compute::Bf16 { bf16(x) } else { x };
+    let round = |x: f64| rounded(compute.dtype(), x);
+    let stored = |x: f64| rounded(kv_type.dtype(), round(x));
     let value = |row: usize, head: usize, i: usize| round(f64::from(sequence.qkv[row][head * head_dim + i]));
     let turned = |x: &[f64], position: usize, by: &dyn Fn(usize) -> f64| -> Vec<f64> {
         let _ = position;
         let turn = |i: usize| {
             let (j, (sin, cos)) = (i % half, by(i % half).sin_cos());
             if i < half { x[j] * cos - x[j + half] * sin } else { x[j + half] * cos + x[j] * sin }
+        };
+        (0..head_dim).map(turn).collect()
+    };
+    let turned_f32 = |x: &[f64], by: &dyn Fn(usize) -> f64| -> Vec<f64> {
+        let turn = |i: usize| {
+            let (j, (sin, cos)) = (i % half, by(i % half).sin_cos());
+            let (a, b, sin, cos) = (x[j] as f32, x[j + half] as f32, sin as f32, cos as f32);
+            f64::from(if i < half { a * cos - b * sin } else { b * cos + a * sin })
         };
         (0..head_dim).map(turn).collect()
     };
@@ -195,11 +245,11 @@ pub fn oracle(shape: &Shape, sequence: &Sequence) -> Vec<Vec<f64>> {
     };
     let mut out = vec![vec![0.0; heads * head_dim]; len];
     for head in 0..heads {
-        let stored: Vec<Vec<f64>> = (0..len)
+        let keys: Vec<Vec<f64>> = (0..len)
             .map(|k| {
                 let table = usize::from(sequence.table(k / BLOCK_ROWS * BLOCK_ROWS));
                 let key = head_row(k, heads + head / group);
-                turned(&key, k, &|j| angle(table, k, j, half)).into_iter().map(round).collect()
+                turned_f32(&key, &|j| angle(table, k, j, half)).into_iter().map(stored).collect()
             })
             .collect();
         for (position, out) in out.iter_mut().enumerate() {
@@ -209,7 +259,7 @@ pub fn oracle(shape: &Shape, sequence: &Sequence) -> Vec<Vec<f64>> {
             let scores: Vec<f64> = (0..=position)
                 .map(|k| {
                     let from = usize::from(sequence.table(k / BLOCK_ROWS * BLOCK_ROWS));
-                    let key = turned(&stored[k], k, &|j| angle(table, k, j, half) - angle(from, k, j, half));
+                    let key = turned(&keys[k], k, &|j| angle(table, k, j, half) - angle(from, k, j, half));
                     query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() * f64::from(shape.scale())
                 })
                 .collect();
@@ -217,8 +267,9 @@ pub fn oracle(shape: &Shape, sequence: &Sequence) -> Vec<Vec<f64>> {
             let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
             let total: f64 = weights.iter().sum();
             for i in 0..head_dim {
-                let sum: f64 =
-                    (0..=position).map(|k| weights[k] * value(k, heads + kv_heads + head / group, i)).sum();
+                let sum: f64 = (0..=position)
+                    .map(|k| weights[k] * stored(value(k, heads + kv_heads + head / group, i)))
+                    .sum();
                 out[head * head_dim + i] = sum / total;
             }
         }

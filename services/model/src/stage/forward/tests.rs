@@ -1,4 +1,4 @@
-use asterism_tensor::{Compute, CpuOptions};
+use asterism_tensor::{Compute, CpuOptions, KvType};
 use serde_json::json;
 
 use super::*;
@@ -13,6 +13,7 @@ fn info(max_rows: usize, evidence_rows: usize, end: usize) -> StageInfo {
         spec: DecoderSpec::from_config(&config).unwrap(),
         layers: 0..end,
         compute: Compute::F32,
+        kv_type: KvType::F32,
         checkpoint_id: String::new(),
         device: String::new(),
         row_classes: false,

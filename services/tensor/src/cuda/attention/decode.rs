@@ -9,7 +9,7 @@ use super::plan::{LEAF_KEYS, MOST_PARTIALS};
 use crate::cuda::card::Card;
 use crate::cuda::compile::{Define, Theme};
 use crate::cuda::elementwise::int;
-use crate::cuda::kv::KvLayout;
+use crate::cuda::kv::{KvLayout, TiledHead};
 use crate::cuda::launch::{Arg, Grid, Kernel};
 use crate::cuda::memory::DeviceMemory;
 use crate::kv::BLOCK_ROWS;
@@ -105,52 +105,52 @@ struct DecodeWork {
 
 impl Rings {
     /// As many warps as there is shared memory for, then as many stages.
-    fn many(head_dim: usize, shared: usize) -> Rings {
-        let all = shared / Rings::stage_bytes(head_dim);
+    fn many(head: TiledHead, shared: usize) -> Rings {
+        let all = shared / Rings::stage_bytes(head);
         let warps = (all / LEAST_STAGES).clamp(1, MOST_WARPS);
         Rings { warps, stages: (all / warps).clamp(2, MOST_STAGES) }
     }
 
     /// The same with a warp less and a stage more, where there is memory for that.
-    fn few(head_dim: usize, shared: usize) -> Rings {
-        let many = Rings::many(head_dim, shared);
+    fn few(head: TiledHead, shared: usize) -> Rings {
+        let many = Rings::many(head, shared);
         let few = Rings { warps: many.warps - 1, stages: many.stages + 1 };
-        if few.warps > 0 && few.stages <= MOST_STAGES && few.bytes(head_dim) <= shared { few } else { many }
+        if few.warps > 0 && few.stages <= MOST_STAGES && few.bytes(head) <= shared { few } else { many }
     }
 
     /// A block's keys and values of one head, and its barrier.
-    fn stage_bytes(head_dim: usize) -> usize {
-        4 * BLOCK_ROWS * head_dim + BARRIER_BYTES
+    fn stage_bytes(head: TiledHead) -> usize {
+        2 * BLOCK_ROWS * head.row_bytes() + BARRIER_BYTES
     }
 
     /// Shared memory of a thread block.
-    fn bytes(self, head_dim: usize) -> usize {
-        self.warps * self.stages * Rings::stage_bytes(head_dim)
+    fn bytes(self, head: TiledHead) -> usize {
+        self.warps * self.stages * Rings::stage_bytes(head)
     }
 
-    fn defines(self, head_dim: usize) -> Vec<Define> {
-        let defines = [("HEAD_DIM", head_dim), ("WARPS", self.warps), ("STAGES", self.stages)];
-        defines.map(|(name, value)| (name, value as u32)).to_vec()
+    fn defines(self, head: TiledHead) -> Vec<Define> {
+        let rings = [("WARPS", self.warps as u32), ("STAGES", self.stages as u32)];
+        head.defines().into_iter().chain(rings).collect()
     }
 }
 
-/// What the kernels for heads of `head_dim` elements are compiled out of and with, on cards of this compute capability.
+/// What the kernels for such heads are compiled out of and with, on cards of this compute capability.
 #[cfg(test)]
-pub fn builds(capability: (u32, u32), head_dim: usize) -> [crate::cuda::compile::Build; 2] {
+pub fn builds(capability: (u32, u32), head: TiledHead) -> [crate::cuda::compile::Build; 2] {
     let shared = shared_bytes(capability);
-    let rings = [Rings::many(head_dim, shared), Rings::few(head_dim, shared)];
-    rings.map(|rings| (Theme::AttentionDecode, rings.defines(head_dim)))
+    let rings = [Rings::many(head, shared), Rings::few(head, shared)];
+    rings.map(|rings| (Theme::AttentionDecode, rings.defines(head)))
 }
 
 // === impl Kernels ===
 
 impl Kernels {
-    /// Compiles them for heads of `head_dim` elements.
-    pub fn new(card: &Arc<Card>, head_dim: usize) -> Result<Kernels, TensorError> {
+    /// Compiles them.
+    pub fn new(card: &Card, head: TiledHead) -> Result<Kernels, TensorError> {
         let shared = shared_bytes(card.capability());
         let compile = |rings: Rings| -> Result<Compiled, TensorError> {
-            let module = card.kernels(Theme::AttentionDecode, &rings.defines(head_dim))?;
-            let bytes = int(rings.bytes(head_dim))?.cast_unsigned();
+            let module = card.kernels(Theme::AttentionDecode, &rings.defines(head))?;
+            let bytes = int(rings.bytes(head))?.cast_unsigned();
             let kernel = |name: &str| module.kernel(name)?.with_shared(bytes);
             Ok(Compiled {
                 rings,
@@ -158,10 +158,7 @@ impl Kernels {
                 grouped: kernel("attention_decode_grouped_bf16")?,
             })
         };
-        Ok(Kernels {
-            many: compile(Rings::many(head_dim, shared))?,
-            few: compile(Rings::few(head_dim, shared))?,
-        })
+        Ok(Kernels { many: compile(Rings::many(head, shared))?, few: compile(Rings::few(head, shared))? })
     }
 
     /// Attends all rows that have units.
@@ -279,22 +276,27 @@ fn levels(pool_blocks: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::KvType;
 
     const CARDS: [(u32, u32); 4] = [(9, 0), (8, 0), (8, 6), (8, 9)];
+
+    fn head(dim: usize) -> TiledHead {
+        TiledHead { dim, kv_type: KvType::Bf16 }
+    }
 
     #[test]
     fn rings_fit_every_card() {
         for shared in CARDS.map(shared_bytes) {
-            for head_dim in (64..=160).step_by(16) {
-                for rings in [Rings::many(head_dim, shared), Rings::few(head_dim, shared)] {
-                    assert!(rings.bytes(head_dim) <= shared, "{rings:?} {head_dim}");
-                    assert!((LEAST_STAGES..=MOST_STAGES).contains(&rings.stages), "{rings:?} {head_dim}");
+            for head in (64..=160).step_by(16).map(head) {
+                for rings in [Rings::many(head, shared), Rings::few(head, shared)] {
+                    assert!(rings.bytes(head) <= shared, "{rings:?} {head:?}");
+                    assert!((LEAST_STAGES..=MOST_STAGES).contains(&rings.stages), "{rings:?} {head:?}");
                     assert!((1..=MOST_WARPS).contains(&rings.warps));
                 }
             }
         }
-        assert_eq!(Rings::many(128, shared_bytes((9, 0))), Rings { warps: 8, stages: 3 });
-        assert_eq!(Rings::few(128, shared_bytes((9, 0))), Rings { warps: 7, stages: 4 });
+        assert_eq!(Rings::many(head(128), shared_bytes((9, 0))), Rings { warps: 8, stages: 3 });
+        assert_eq!(Rings::few(head(128), shared_bytes((9, 0))), Rings { warps: 7, stages: 4 });
     }
 
     #[test]

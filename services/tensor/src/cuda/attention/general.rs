@@ -1,15 +1,13 @@
-//! Attention of rows of any kind: f32, blocks that are not tiled, keys that must be corrected.
+//! Attention of rows of any kind: of any types, blocks that are not tiled, keys that must be corrected.
 #![allow(unsafe_code, reason = "launches kernels")]
-
-use std::sync::Arc;
 
 use super::Work;
 use crate::cuda::card::Card;
 use crate::cuda::compile::Theme;
 use crate::cuda::elementwise::int;
-use crate::cuda::kv::KvLayout;
+use crate::cuda::kv::{self, KvLayout};
 use crate::cuda::launch::{Arg, Grid, Kernel};
-use crate::{Dtype, RopeTables, TensorError};
+use crate::{Compute, KvType, RopeTables, TensorError};
 
 /// Threads of a block, as in the kernels.
 const THREADS: u32 = 256;
@@ -17,7 +15,8 @@ const THREADS: u32 = 256;
 /// Query heads that share what a block loads, where a group has several.
 const GROUPED_HEADS: usize = 4;
 
-/// Kernels of this theme, for groups of one query head and of several.
+/// Kernels of this theme for one type of keys and values: by the type of activations, for groups of one query head and of
+/// several.
 #[derive(Debug)]
 pub struct Kernels {
     single_f32: Kernel,
@@ -48,8 +47,8 @@ struct GeneralWork {
 
 impl Kernels {
     /// Compiles them for the card.
-    pub fn new(card: &Arc<Card>) -> Result<Kernels, TensorError> {
-        let module = card.kernels(Theme::Attention, &[])?;
+    pub fn new(card: &Card, kv_type: KvType) -> Result<Kernels, TensorError> {
+        let module = card.kernels(Theme::Attention, &[kv::define(kv_type)])?;
         Ok(Kernels {
             single_f32: module.kernel("attention_general_single_f32")?,
             grouped_f32: module.kernel("attention_general_grouped_f32")?,
@@ -68,11 +67,11 @@ impl Kernels {
     ) -> Result<(), TensorError> {
         let spec = work.kv.spec();
         let group = work.heads / spec.kv_heads;
-        let (kernel, heads) = match (spec.dtype(), group) {
-            (Dtype::F32, 1) => (&self.single_f32, 1),
-            (Dtype::F32, _) => (&self.grouped_f32, GROUPED_HEADS),
-            (_, 1) => (&self.single_bf16, 1),
-            _ => (&self.grouped_bf16, GROUPED_HEADS),
+        let (kernel, heads) = match (spec.compute, group) {
+            (Compute::F32, 1) => (&self.single_f32, 1),
+            (Compute::F32, _) => (&self.grouped_f32, GROUPED_HEADS),
+            (Compute::Bf16, 1) => (&self.single_bf16, 1),
+            (Compute::Bf16, _) => (&self.grouped_bf16, GROUPED_HEADS),
         };
         let pieces = spec.kv_heads * group.div_ceil(heads);
         let grid =

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use crate::cuda::card::{Card, check};
-use crate::cuda::compile::{Define, Theme};
+use crate::cuda::compile::Theme;
 use crate::cuda::elementwise::int;
-use crate::cuda::kv::KvLayout;
+use crate::cuda::kv::{KvLayout, TiledHead};
 use crate::cuda::launch::{Arg, Grid, Kernel};
 use crate::cuda::memory::DeviceMemory;
 use crate::kv::BLOCK_ROWS;
-use crate::{Dtype, KvPool, KvSpec, Tensor, TensorError};
+use crate::{Dtype, KvPool, Tensor, TensorError};
 
 /// The most rows of a tile.
 pub const TILE_ROWS: usize = 128;
@@ -95,11 +95,13 @@ impl Method {
     }
 
     /// Shared memory of a block, as its kernel lays it out.
-    fn shared_bytes(self, head_dim: usize) -> usize {
-        let row = head_dim * Dtype::Bf16.bytes();
+    fn shared_bytes(self, head: TiledHead) -> usize {
+        let (query, kept) = (head.dim * Dtype::Bf16.bytes(), head.row_bytes());
         match self {
-            Method::Warpgroup => ATOM_BYTES + (TILE_ROWS + 2 * WARPGROUP_STAGES * WARPGROUP_KEYS) * row,
-            Method::Warp => 2 * WARP_STAGES * WARP_KEYS * row,
+            Method::Warpgroup => {
+                ATOM_BYTES + TILE_ROWS * query + 2 * WARPGROUP_STAGES * WARPGROUP_KEYS * kept
+            }
+            Method::Warp => 2 * WARP_STAGES * WARP_KEYS * kept,
         }
     }
 
@@ -131,29 +133,22 @@ fn set_heads(keys: usize, position_bytes: usize, l2_bytes: usize, (heads, group)
     sets.into_iter().find(rests).unwrap_or(whole(least))
 }
 
-/// What the kernel for heads of `head_dim` elements is compiled out of, on Hopper or elsewhere, and with.
+/// What the kernel for such heads is compiled out of, on Hopper or elsewhere, and with.
 #[cfg(test)]
-pub fn build(hopper: bool, head_dim: usize) -> crate::cuda::compile::Build {
-    let (theme, ..) = Method::of(hopper, head_dim).kernel();
-    (theme, defines(head_dim))
-}
-
-fn defines(head_dim: usize) -> Vec<Define> {
-    vec![("HEAD_DIM", head_dim as u32)]
+pub fn build(hopper: bool, head: TiledHead) -> crate::cuda::compile::Build {
+    let (theme, ..) = Method::of(hopper, head.dim).kernel();
+    (theme, head.defines().to_vec())
 }
 
 impl Prefill {
-    /// Compiles the kernel for the heads of a pool; `None` if its blocks are not tiled.
-    pub fn new(card: &Arc<Card>, spec: &KvSpec) -> Result<Option<Prefill>, TensorError> {
-        if KvLayout::of(spec).tile == 0 {
-            return Ok(None);
-        }
-        let method = Method::of(card.is_hopper(), spec.head_dim);
+    /// Compiles the kernel.
+    pub fn new(card: &Card, head: TiledHead) -> Result<Prefill, TensorError> {
+        let method = Method::of(card.is_hopper(), head.dim);
         let (theme, entry, _) = method.kernel();
-        let module = card.kernels(theme, &defines(spec.head_dim))?;
-        let shared = int(method.shared_bytes(spec.head_dim))?.cast_unsigned();
+        let module = card.kernels(theme, &head.defines())?;
+        let shared = int(method.shared_bytes(head))?.cast_unsigned();
         let kernel = module.kernel(entry)?.with_shared(shared)?;
-        Ok(Some(Prefill { kernel, method }))
+        Ok(Prefill { kernel, method })
     }
 
     /// out ← attention of the rows of all tiles; other rows of `out` hold what they held. `drawn`: the pool's.
@@ -254,6 +249,7 @@ fn query_map(qkv: &Tensor) -> Result<sys::CUtensorMap, TensorError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::KvType;
 
     /// Shared memory that a block may have: of Hopper, and the least of all cards (8.6 and 8.9).
     const HOPPER_SHARED: usize = 227 * 1024;
@@ -272,10 +268,11 @@ mod tests {
 
     #[test]
     fn memory_suffices_on_every_card() {
-        assert_eq!(Method::Warpgroup.shared_bytes(128), 230_400);
-        assert!(Method::Warpgroup.shared_bytes(128) + BARRIERS <= HOPPER_SHARED);
-        for head_dim in (64..=160).step_by(16) {
-            assert!(Method::Warp.shared_bytes(head_dim) <= LEAST_SHARED, "{head_dim}");
+        let head = |dim| TiledHead { dim, kv_type: KvType::Bf16 };
+        assert_eq!(Method::Warpgroup.shared_bytes(head(128)), 230_400);
+        assert!(Method::Warpgroup.shared_bytes(head(128)) + BARRIERS <= HOPPER_SHARED);
+        for head in (64..=160).step_by(16).map(head) {
+            assert!(Method::Warp.shared_bytes(head) <= LEAST_SHARED, "{head:?}");
         }
     }
 

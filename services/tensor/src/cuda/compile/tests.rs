@@ -6,24 +6,29 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use crate::KvType;
+use crate::cuda::kv::{self, TiledHead};
 use crate::cuda::{attention, library};
 
 /// All files of kernels.
 const THEMES: [Theme; 10] = [
     Theme::Elementwise,
-    Theme::Rope,
     Theme::Gemm,
     Theme::Pack,
-    Theme::Attention,
     Theme::Evidence,
     Theme::Probe,
+    Theme::Rope,
+    Theme::Attention,
     Theme::AttentionDecode,
     Theme::AttentionPrefill,
     Theme::AttentionPrefillMma,
 ];
 
 /// How many of them, from the first on, are compiled for every card without definitions.
-const PLAIN: usize = 7;
+const PLAIN: usize = 5;
+
+/// How many after these are compiled for every type of keys and values, whatever the heads.
+const BY_KV_TYPE: usize = 2;
 
 /// NVRTC's version; `None`, said aloud, where there is none. `ASTERISM_TEST_NVRTC=required` makes that a failure.
 fn nvrtc() -> Option<(u32, u32)> {
@@ -50,7 +55,12 @@ const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 160];
 /// All that is ever compiled for a card.
 fn builds(capability: (u32, u32)) -> Vec<Build> {
     let plain = THEMES[..PLAIN].iter().map(|theme| (*theme, Vec::new()));
-    plain.chain(HEAD_DIMS.into_iter().flat_map(|head_dim| attention::builds(capability, head_dim))).collect()
+    let by_type = THEMES[PLAIN..][..BY_KV_TYPE]
+        .iter()
+        .flat_map(|theme| KvType::ALL.map(|kv_type| (*theme, vec![kv::define(kv_type)])));
+    let heads = HEAD_DIMS.map(|dim| TiledHead { dim, kv_type: KvType::Bf16 });
+    let tiled = heads.into_iter().flat_map(|head| attention::builds(capability, head));
+    plain.chain(by_type).chain(tiled).collect()
 }
 
 /// Compiles everything; all faults are told, warnings too.
@@ -128,6 +138,42 @@ fn the_second_start_compiles_nothing() {
     // Other definitions are other code.
     second.image(Theme::Probe, &[("OTHER", 1)]).unwrap();
     assert_eq!(second.report().compiled, 1);
+}
+
+#[test]
+fn types_of_keys_and_values_are_numbered_as_in_the_kernels_and_have_code_of_their_own() {
+    let source = source(Theme::Rope);
+    for kv_type in KvType::ALL {
+        let (macro_name, number) = kv::define(kv_type);
+        let name = kv_type.name().to_uppercase();
+        assert!(source.contains(&format!("#if {macro_name} == KV_{name}\n")), "{name}");
+        assert!(source.contains(&format!("#define KV_{name} {number}\n")), "{name}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let Some(compiler) = compiler(Some(folder.path())) else { return };
+    let images = KvType::ALL.map(|kv_type| compiler.image(Theme::Rope, &[kv::define(kv_type)]).unwrap());
+    assert_ne!(images[0], images[1]);
+    assert_eq!((compiler.report().compiled, compiler.report().cached), (2, 0));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn kernels_that_multiply_blocks_as_they_rest_refuse_another_type() {
+    if nvrtc().is_none() {
+        return;
+    }
+    let head = TiledHead { dim: 128, kv_type: KvType::F32 };
+    for capability in [(8, 0), (9, 0)] {
+        let compiler = Compiler::new(capability, nvrtc().unwrap(), None).unwrap();
+        for (theme, defines) in attention::builds(capability, head) {
+            match compiler.image(theme, &defines) {
+                Err(TensorError::Kernel { log, .. }) => {
+                    assert!(log.contains("blocks are multiplied as they rest"), "{log}");
+                }
+                other => panic!("{}: {:?}", theme.name(), other.map(|image| image.len())),
+            }
+        }
+    }
 }
 
 #[test]
