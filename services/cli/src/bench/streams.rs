@@ -138,6 +138,8 @@ impl StreamPlan {
             }),
             stopping: Some(Stopping { max_tokens, ignore_eos: true, ..Stopping::default() }),
             bypass_cache: true,
+            // A step of as many rows as there are streams is what stands beside, without rows of proposals.
+            bypass_speculation: true,
             ..GenerateRequest::default()
         }
     }
