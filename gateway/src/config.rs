@@ -50,7 +50,8 @@ pub struct GatewayConfig {
     /// served twice the tokens. Requests that name none are those of the tenant "default".
     #[arg(long, env = "ASTERISM_TENANTS", value_delimiter = ',', value_name = "NAME=WEIGHT,…")]
     pub tenants: Vec<TenantWeight>,
-    /// Whether tokens that may follow in an answer are computed ahead, where that makes it faster. The answer is the same.
+    /// Whether tokens that may follow in an answer are computed ahead: where that makes it faster, wherever there is room, or
+    /// not at all. The answer is the same.
     #[arg(long, env = "ASTERISM_SPECULATION", value_enum, default_value_t, value_name = "MODE")]
     pub speculation: Speculation,
     /// Take the pipeline from another gateway that holds it.

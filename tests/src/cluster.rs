@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use asterism_gateway::GatewayConfig;
 use asterism_gateway::driver::{EvidenceSink, PipelineState};
+use asterism_gateway::scheduler::Speculation;
 use asterism_gateway::service::{Gateway, Listeners, RunningGateway, Surroundings};
 use asterism_process::config::Bytes;
 use asterism_process::inproc::{self, Registry};
@@ -48,6 +49,8 @@ pub struct Setup {
     pub queue_requests: u32,
     /// Between gateway and shards, and between shards.
     pub transport: Transport,
+    /// Whether ids are proposed that may follow.
+    pub speculation: Speculation,
 }
 
 /// What gateway and shards speak through.
@@ -67,6 +70,24 @@ impl Transport {
 /// The evidence of each request, in order of position, as the bytes that crossed the wire.
 pub type SeenEvidence = BTreeMap<String, Vec<Vec<u8>>>;
 
+/// The rows that tokens of each request were drawn from, in order.
+pub type SeenRows = BTreeMap<String, Vec<SeenRow>>;
+
+/// A row whose evidence was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeenRow {
+    /// Of the epoch.
+    pub step: u64,
+    /// In its sequence.
+    pub position: u32,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    evidence: SeenEvidence,
+    rows: SeenRows,
+}
+
 /// A running system. Dropping it ends it.
 #[derive(Debug)]
 pub struct Cluster {
@@ -75,7 +96,7 @@ pub struct Cluster {
     addresses: Vec<Address>,
     registry: Registry,
     gateway: RunningGateway,
-    evidence: Arc<Mutex<SeenEvidence>>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 impl Setup {
@@ -91,6 +112,7 @@ impl Setup {
             max_context: None,
             queue_requests: 1024,
             transport: Transport::Sockets,
+            speculation: Speculation::Auto,
         }
     }
 
@@ -115,6 +137,7 @@ impl Setup {
             http_listen: loopback(0),
             max_context: self.max_context,
             queue_requests: self.queue_requests,
+            speculation: self.speculation,
             ..GatewayConfig::new(&self.checkpoint, shards.iter().map(ToString::to_string))
         }
     }
@@ -135,20 +158,22 @@ impl Cluster {
             addresses.push(started.address.clone());
             shards.push(Some(started));
         }
-        let evidence = Arc::<Mutex<SeenEvidence>>::default();
-        let seen = Arc::clone(&evidence);
+        let seen = Arc::<Mutex<Seen>>::default();
+        let sees = Arc::clone(&seen);
         let sink = EvidenceSink::new(move |row| {
             // Sequence ids count requests in order of arrival, which differs between runs.
             let bytes = Evidence { sequence: 0, ..row.evidence.clone() }.encode_to_vec();
-            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.entry(row.request_id.to_owned()).or_default().push(bytes);
+            let seen_row = SeenRow { step: row.step, position: row.evidence.position };
+            let mut seen = sees.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.evidence.entry(row.request_id.to_owned()).or_default().push(bytes);
+            seen.rows.entry(row.request_id.to_owned()).or_default().push(seen_row);
         });
         let config = setup.gateway(&addresses);
         let listeners = Listeners::bind(&config).await.expect("free ports");
         let surroundings = Surroundings { registry: registry.clone(), sink: Some(sink) };
         let gateway = Gateway::start_in(surroundings, config, listeners).await.expect("a gateway starts");
         assert!(gateway.ready().await, "the pipeline is joined");
-        Self { setup, shards, addresses, registry, gateway, evidence }
+        Self { setup, shards, addresses, registry, gateway, seen }
     }
 
     /// Where the shards are reached, by stage.
@@ -188,7 +213,20 @@ impl Cluster {
 
     /// All evidence since the last call.
     pub fn take_evidence(&self) -> SeenEvidence {
-        std::mem::take(&mut *self.evidence.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner).evidence)
+    }
+
+    /// The rows of all evidence since the last call.
+    pub fn take_rows(&self) -> SeenRows {
+        std::mem::take(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner).rows)
+    }
+
+    /// A counter of the gateway, without prefix and suffix.
+    pub async fn count(&self, name: &str) -> u64 {
+        let url = format!("http://{}/metrics", self.gateway.http_address);
+        let text = reqwest::get(url).await.expect("metrics").text().await.expect("text");
+        let line = text.lines().find(|line| line.starts_with(&format!("asterism_{name}_total")));
+        line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok()).expect("a count")
     }
 
     /// Ends a shard as a crash would.

@@ -115,6 +115,8 @@ pub enum Speculation {
     /// As many as pay.
     #[default]
     Auto,
+    /// As many as there is room for, as if rows cost nothing. What is proposed then depends on no clock.
+    Always,
     /// None.
     Off,
 }

@@ -73,9 +73,11 @@ impl Scheduler {
     pub(super) fn propose(&mut self, sequence: SequenceId, proposing: &mut Proposing) -> Proposal {
         let none = Proposal { ids: Vec::new(), price: proposing.price };
         let Some(running) = self.running.get_mut(&sequence) else { return none };
-        if running.admitted.sequence.speculation == Speculation::Off {
-            return none;
-        }
+        let price = match running.admitted.sequence.speculation {
+            Speculation::Auto => proposing.price,
+            Speculation::Always => Price::new(0.0),
+            Speculation::Off => return none,
+        };
         if running.is_prefilling() {
             running.read();
             return none;
@@ -84,7 +86,7 @@ impl Scheduler {
         if most == 0 {
             return none;
         }
-        let offer = Offer { price: proposing.price, most };
+        let offer = Offer { price, most };
         let proposal = running.propose(offer);
         let rows = proposal.ids.len() as u32;
         if rows > 0 {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use asterism_gateway::scheduler::Speculation;
 use asterism_gateway::{Gateway, GatewayConfig, GatewayError, Listeners, RunningGateway, Surroundings};
 use asterism_model::stage::default_memory;
 use asterism_process::config::Bytes;
@@ -45,6 +46,8 @@ pub struct Plan {
     pub max_rows: Option<usize>,
     /// How the services speak to each other.
     pub transport: Transport,
+    /// Whether tokens that may follow in an answer are computed ahead.
+    pub speculation: Speculation,
     /// Where the gateway listens for gRPC.
     pub listen: SocketAddr,
     /// Where the gateway listens for HTTP.
@@ -108,6 +111,7 @@ impl Plan {
             deterministic: false,
             max_rows: None,
             transport: Transport::Memory,
+            speculation: Speculation::default(),
             listen: loopback(0),
             http_listen: loopback(0),
         }
@@ -167,6 +171,7 @@ impl System {
         let config = GatewayConfig {
             listen: plan.listen,
             http_listen: plan.http_listen,
+            speculation: plan.speculation,
             ..GatewayConfig::new(&plan.model, Vec::new())
         };
         // A taken port is told before anything is loaded.

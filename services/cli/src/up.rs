@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use asterism_gateway::scheduler::Speculation;
 use asterism_process::config::Bytes;
 use asterism_process::shutdown;
 use asterism_shard::{ComputeType, DeviceName, Weights};
@@ -28,6 +29,7 @@ Examples:
   asterism up --model ./TeleChat-52B --device cuda:0,cuda:1 --shards 4      two shards on each card
   asterism up --model ./TeleChat-52B --device cuda:0 --weights synthetic:1  needs config.json and tokenizer only
   asterism up --shards 3 --threads 1 --memory 1GiB
+  asterism up --speculation off
   asterism up --listen 0.0.0.0:7050 --http-listen 0.0.0.0:8050      for a network you trust: there are no keys yet")]
 pub struct Arguments {
     /// The model's folder, or `demo`.
@@ -55,6 +57,10 @@ pub struct Arguments {
     /// Refuse on a card what could make a row's numbers depend on other rows. On the CPU nothing does.
     #[arg(long)]
     deterministic: bool,
+    /// Whether tokens that may follow in an answer are computed ahead: where that makes it faster, wherever there is room, or
+    /// not at all. The answer is the same.
+    #[arg(long, value_enum, default_value_t, value_name = "MODE")]
+    speculation: Speculation,
     /// Where to listen for gRPC.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7050")]
     listen: SocketAddr,
@@ -68,7 +74,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let model = model_folder(&arguments.model).await?;
     let shutdown = shutdown::on_signal()?;
     let Arguments { weights, shards, device, threads, memory, compute, deterministic, .. } = arguments;
-    let Arguments { listen, http_listen, .. } = arguments;
+    let Arguments { speculation, listen, http_listen, .. } = arguments;
     let plan = Plan {
         weights,
         devices: device,
@@ -76,6 +82,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         memory,
         compute,
         deterministic,
+        speculation,
         listen,
         http_listen,
         ..Plan::new(model, shards)
@@ -129,5 +136,31 @@ impl std::fmt::Display for Welcome<'_> {
             "    -d '{{\"messages\": [{{\"role\": \"user\", \"content\": \"Who are you?\"}}], \"stream\": true}}'"
         )?;
         write!(f, "\nCtrl-C ends it.")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        up: Arguments,
+    }
+
+    #[test]
+    fn speculation_is_a_flag_of_three_values() {
+        let speculation = |line: &str| {
+            let command = Command::try_parse_from(["up"].into_iter().chain(line.split_whitespace()));
+            command.map(|command| command.up.speculation).map_err(|error| error.to_string())
+        };
+        assert_eq!(speculation(""), Ok(Speculation::Auto));
+        assert_eq!(speculation("--speculation always"), Ok(Speculation::Always));
+        assert_eq!(speculation("--speculation off"), Ok(Speculation::Off));
+        let error = speculation("--speculation sometimes").unwrap_err();
+        assert!(error.contains("--speculation") && error.contains("sometimes"), "{error}");
     }
 }

@@ -79,7 +79,11 @@ fn in_story(id: SequenceId, story: u32, prompt: u32, max_tokens: u32) -> NewSequ
         prompt: super::story(story, prompt).into(),
         tenant: TenantId(story % 2),
         bypass_cache: story == 0,
-        speculation: if id.is_multiple_of(4) { Speculation::Off } else { Speculation::Auto },
+        speculation: match id % 4 {
+            0 => Speculation::Off,
+            1 => Speculation::Always,
+            _ => Speculation::Auto,
+        },
         ..request(id, prompt, max_tokens)
     }
 }

@@ -50,6 +50,37 @@ fn what_holds_saves_steps() {
 }
 
 #[test]
+fn what_is_always_proposed_is_so_at_any_price_and_however_little_holds() {
+    let most_ahead = |speculation, right: bool| {
+        let mut scheduler = scheduler(one_stage());
+        scheduler.submit(NewSequence { speculation, ..repeating(1, 60) }).unwrap();
+        let (mut drawn, mut ahead) = (0, Vec::new());
+        while let Some(step) = scheduler.next_step() {
+            for span in &step.spans {
+                ahead.push(span.evidence.len().saturating_sub(1));
+                for position in span.evidence.clone() {
+                    if scheduler.wanted(span.run, position) == Wanted::Now {
+                        drawn += 1;
+                        // Every fourth token is new.
+                        let new = !right && drawn % 4 == 0;
+                        scheduler.token(span.run, if new { 100 + drawn } else { (position + 1) % 5 });
+                    }
+                }
+            }
+            scheduler.step_done(step.id);
+            // Ever more rows take ever more time: each costs as much as a step.
+            scheduler.observe_decoding(step.id as u32, Duration::from_millis(step.id));
+        }
+        // While nothing is known, hope proposes; near the end there is no room.
+        let settled = ahead.len() / 2;
+        ahead[settled..].iter().copied().max().unwrap_or(0)
+    };
+    assert_eq!(most_ahead(Speculation::Auto, false), 0, "no row pays");
+    assert_eq!(most_ahead(Speculation::Always, false), 15);
+    assert_eq!(most_ahead(Speculation::Always, true), 15);
+}
+
+#[test]
 fn proposals_take_what_a_step_has_left() {
     let proposed = |limits: Limits, sequences: u64| {
         let (steps, _) = run(limits, (1..=sequences).map(|id| repeating(id, 40)));
