@@ -6,7 +6,7 @@ use asterism_proto::v1::generate_response::Event;
 use asterism_proto::v1::inference_client::InferenceClient;
 use asterism_proto::v1::{
     Chat, Finished, GenerateRequest, GenerateResponse, Message, Sampling, Started, Stopping, TokenIds,
-    generate_request::Prompt,
+    TokenLogprob, generate_request::Prompt,
 };
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -23,6 +23,8 @@ pub struct Answer {
     pub ids: Vec<u32>,
     /// The joined deltas.
     pub text: String,
+    /// Of each id, where they were asked for.
+    pub logprobs: Vec<TokenLogprob>,
     /// The last message, without the count of cached tokens.
     pub finished: Finished,
     /// Tokens of the prompt that were not computed.
@@ -33,7 +35,7 @@ pub struct Answer {
 impl PartialEq for Answer {
     fn eq(&self, other: &Self) -> bool {
         let told = |it: &Self| (it.started.clone(), it.ids.clone(), it.text.clone(), it.finished.clone());
-        told(self) == told(other)
+        told(self) == told(other) && self.logprobs == other.logprobs
     }
 }
 
@@ -100,17 +102,21 @@ pub async fn read_on(
     let Some(Event::Started(started)) = next().await? else {
         return Err(Status::internal("an answer begins with `started`"));
     };
-    let (mut ids, mut text) = (Vec::new(), String::new());
+    let (mut ids, mut text, mut logprobs) = (Vec::new(), String::new(), Vec::new());
     loop {
         match next().await? {
             Some(Event::Delta(delta)) => {
                 ids.extend(delta.token_ids);
                 text.push_str(&delta.text);
+                logprobs.extend(delta.logprobs);
             }
             Some(Event::Finished(mut finished)) => {
                 let cached_tokens =
                     finished.usage.as_mut().map_or(0, |it| std::mem::take(&mut it.cached_tokens));
-                return Ok(Answer { started, ids, text, finished, cached_tokens });
+                if next().await?.is_some() {
+                    return Err(Status::internal("something came after the end"));
+                }
+                return Ok(Answer { started, ids, text, logprobs, finished, cached_tokens });
             }
             other => return Err(Status::internal(format!("an answer goes on with deltas, not {other:?}"))),
         }

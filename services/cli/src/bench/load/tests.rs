@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use clap::Parser as _;
-use serde_json::json;
-
 use super::target::FailureKind;
 use super::*;
 use crate::system::{Plan, System};
+use clap::Parser as _;
+
+#[path = "../../../../../tests/src/speaking.rs"]
+mod speaking;
 
 #[derive(Debug, clap::Parser)]
 struct Command {
@@ -19,37 +20,10 @@ fn arguments(line: &str) -> Result<Arguments, clap::Error> {
     Command::try_parse_from(["load"].into_iter().chain(line.split_whitespace())).map(|command| command.load)
 }
 
-/// A tiny model with random weights that speaks: a copy of the golden one with a tokenizer of bytes and a template.
-fn speaking_model() -> tempfile::TempDir {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny-52b");
-    let folder = tempfile::tempdir().expect("a folder");
-    for name in ["config.json", "model.safetensors"] {
-        std::fs::copy(golden.join(name), folder.path().join(name)).expect("copied");
-    }
-    let alphabet = (0x21..0x144).filter(|code| matches!(code, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0x143));
-    let alphabet = alphabet.filter_map(char::from_u32).map(String::from);
-    // Every id has a piece, so that every answer has text.
-    let pieces = alphabet.chain((256..512).map(|id| format!("<{id}>")));
-    let vocab: Map<String, Value> = pieces.zip(0..).map(|(piece, id)| (piece, json!(id))).collect();
-    let bytes =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    let tokenizer = json!({
-        "pre_tokenizer": bytes, "decoder": bytes, "model": {"type": "BPE", "vocab": vocab, "merges": []},
-    });
-    let template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}";
-    for (name, content) in [
-        ("tokenizer.json", tokenizer),
-        ("tokenizer_config.json", json!({"chat_template": template})),
-        ("generation_config.json", json!({"do_sample": false, "eos_token_id": 2})),
-    ] {
-        std::fs::write(folder.path().join(name), content.to_string()).expect("written");
-    }
-    folder
-}
-
 /// A served model; its folder must stay as long as it.
 async fn serve() -> (System, tempfile::TempDir) {
-    let folder = speaking_model();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let folder = speaking::speaking(&golden, 2);
     let plan = Plan { threads: Some(NonZeroUsize::MIN), ..Plan::new(folder.path(), NonZeroUsize::MIN) };
     let system = System::start(&plan).await.expect("it starts");
     assert!(system.ready().await);
