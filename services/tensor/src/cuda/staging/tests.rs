@@ -99,7 +99,8 @@ fn every_part_arrives_where_it_belongs() {
 fn what_cannot_be_read_ends_the_sending() {
     let reads = Arc::<AtomicUsize>::default();
     let queue = Queue::new();
-    let memory = Memory::default();
+    // The second part may be read and land before the first is found to be broken.
+    let memory = Arc::new(Mutex::new(vec![0; 2 * PART]));
     let result = send(&queue, threads(2), &slot, || {
         // Goes on until it is told to stop.
         let next = || {
