@@ -3,8 +3,9 @@
 //! Counting is cheap where tokens flow: additions to atomics, no lock, and a step's tokens in one go. What is a state and no
 //! event (the queue, the blocks) is not kept here at all; the driver is asked for it when somebody looks.
 //!
-//! Names and shapes are those of vLLM under this project's prefix. The few that autoscalers and routers ask any engine for
-//! (Gateway API Inference Extension, llm-d) are there under `vllm:` too, as those have it built in.
+//! Names and shapes are those of vLLM under this project's prefix. Those that autoscalers and routers ask any engine for are
+//! there under `vllm:` too, as these have it built in: the states and the cache's size for endpoint pickers (Gateway API
+//! Inference Extension, llm-d), counts, lengths and latencies for llm-d's workload variant autoscaler.
 
 mod bounds;
 mod histogram;
@@ -31,7 +32,7 @@ pub use record::RequestRecord;
 pub use stages::{StageClock, StageClocks};
 pub use trace::StepTraces;
 
-use crate::scheduler::Loads;
+use crate::scheduler::{BLOCK_ROWS, Loads};
 
 /// Everything that is counted.
 #[derive(Debug)]
@@ -85,6 +86,13 @@ struct Failed {
     reason: &'static str,
 }
 
+/// The labels are what is asked for; the value is 1.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheConfig {
+    block_size: u32,
+    num_gpu_blocks: u32,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BlockState {
     state: &'static str,
@@ -99,6 +107,7 @@ struct Seen {
     replaying: Gauge,
     usage: Gauge<f64, AtomicU64>,
     blocks: Family<BlockState, Gauge>,
+    cache_config: Family<CacheConfig, Gauge>,
     steps_in_flight: Gauge,
     groups: Gauge,
     preemptions: Counter,
@@ -180,12 +189,12 @@ impl Metrics {
 impl RequestTimes {
     fn named(names: &mut Names) -> Self {
         Self {
-            first_token: names.histogram(
+            first_token: names.histogram_for_autoscalers(
                 "time_to_first_token_seconds",
                 "From a request's arrival to its first token",
                 bounds::FIRST_TOKEN,
             ),
-            inter_token: names.histogram(
+            inter_token: names.histogram_for_autoscalers(
                 "inter_token_latency_seconds",
                 "Between two tokens of a request",
                 bounds::INTER_TOKEN,
@@ -215,12 +224,12 @@ impl RequestTimes {
                 "From the plan of a request's first rows to its last token",
                 bounds::REQUEST,
             ),
-            prompt_tokens: names.histogram(
+            prompt_tokens: names.histogram_for_autoscalers(
                 "request_prompt_tokens",
                 "Tokens of a finished request's prompt",
                 bounds::REQUEST_TOKENS,
             ),
-            generation_tokens: names.histogram(
+            generation_tokens: names.histogram_for_autoscalers(
                 "request_generation_tokens",
                 "Tokens of a finished request's answer",
                 bounds::REQUEST_TOKENS,
@@ -234,7 +243,11 @@ impl RequestTimes {
 impl Endings {
     fn named(names: &mut Names) -> Self {
         let ended = Family::<Ended, Counter>::default();
-        names.own("request_success", "Answers that ended as they should, by their reason", &ended);
+        names.for_autoscalers(
+            "request_success",
+            "Answers that ended as they should, by their reason",
+            &ended,
+        );
         let of = |finished_reason| Counter::clone(&ended.get_or_create(&Ended { finished_reason }));
         Self { stop: of("stop"), length: of("length"), abort: of("abort") }
     }
@@ -263,14 +276,23 @@ impl Seen {
             "Part of the KV blocks that is held; 1 is all",
             &seen.usage,
         );
+        names.for_autoscalers(
+            "cache_config_info",
+            "How large the KV pool is, as labels: rows of a block, and blocks",
+            &seen.cache_config,
+        );
         names.own("num_tokens_waiting", "Tokens of waiting prompts and answers", &seen.waiting_tokens);
         names.own("num_requests_replaying", "Interrupted requests that wait to go on", &seen.replaying);
         names.own("kv_cache_blocks", "Blocks of KV by their state", &seen.blocks);
         names.own("steps_in_flight", "Steps sent and not yet reported by every stage", &seen.steps_in_flight);
         names.own("groups", "Into how many groups decoding requests are spread", &seen.groups);
         names.own("num_preemptions", "Requests whose blocks were taken for others", &seen.preemptions);
-        names.own("prefix_cache_queries", "Prompt tokens that were looked up", &seen.prefix_queries);
-        names.own("prefix_cache_hits", "Prompt tokens that were found", &seen.prefix_hits);
+        names.for_autoscalers(
+            "prefix_cache_queries",
+            "Prompt tokens that were looked up",
+            &seen.prefix_queries,
+        );
+        names.for_autoscalers("prefix_cache_hits", "Prompt tokens that were found", &seen.prefix_hits);
         names.own("spec_decode_num_drafts", "Proposals of what may follow in an answer", &seen.proposals);
         names.own("spec_decode_num_draft_tokens", "Tokens that were proposed", &seen.proposed);
         names.own("spec_decode_num_accepted_tokens", "Proposed tokens that were drawn", &seen.accepted);
@@ -287,6 +309,11 @@ impl Seen {
         let empty = loads.free_blocks.saturating_sub(loads.cached_blocks);
         for (state, blocks) in [("used", used), ("cached", loads.cached_blocks), ("empty", empty)] {
             self.blocks.get_or_create(&BlockState { state }).set(i64::from(blocks));
+        }
+        let config = CacheConfig { block_size: BLOCK_ROWS, num_gpu_blocks: loads.blocks };
+        if self.cache_config.get(&config).is_none() {
+            self.cache_config.clear();
+            self.cache_config.get_or_create(&config).set(1);
         }
         self.steps_in_flight.set(i64::from(loads.steps_in_flight));
         self.groups.set(i64::from(loads.groups));
@@ -326,6 +353,17 @@ impl Names {
     fn histogram(&mut self, name: &str, help: &str, bounds: &'static [f64]) -> Arc<Histogram> {
         let histogram = Arc::new(Histogram::new(bounds));
         self.own(name, help, &Shown(Arc::clone(&histogram)));
+        histogram
+    }
+
+    fn histogram_for_autoscalers(
+        &mut self,
+        name: &str,
+        help: &str,
+        bounds: &'static [f64],
+    ) -> Arc<Histogram> {
+        let histogram = Arc::new(Histogram::new(bounds));
+        self.for_autoscalers(name, help, &Shown(Arc::clone(&histogram)));
         histogram
     }
 }

@@ -26,6 +26,75 @@ fn autoscalers_find_the_names_that_they_have_built_in() {
     }
 }
 
+/// All names of a family prefix with their types, sorted.
+fn names(text: &str, prefix: &str) -> Vec<String> {
+    let told = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_prefix(prefix));
+    let mut names: Vec<String> = told.map(str::to_owned).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn these_names_are_built_in_elsewhere() {
+    let metrics = Metrics::new("toy");
+    let text = text(&metrics, &Loads { blocks: 8, ..Loads::default() });
+    // Endpoint pickers of the Gateway API Inference Extension and of llm-d, but for LoRA's, as there are no adapters.
+    let pickers = [
+        "cache_config_info gauge",
+        "kv_cache_usage_perc gauge",
+        "num_requests_running gauge",
+        "num_requests_waiting gauge",
+    ];
+    // llm-d's workload variant autoscaler, beside those.
+    let autoscaler = [
+        "inter_token_latency_seconds histogram",
+        "prefix_cache_hits counter",
+        "prefix_cache_queries counter",
+        "request_generation_tokens histogram",
+        "request_prompt_tokens histogram",
+        "request_success counter",
+        "time_to_first_token_seconds histogram",
+    ];
+    let mut expected: Vec<&str> = pickers.into_iter().chain(autoscaler).collect();
+    expected.sort_unstable();
+    assert_eq!(names(&text, "vllm:"), expected);
+    let own = names(&text, "asterism_");
+    assert!(expected.iter().all(|name| own.iter().any(|own| own == name)), "{own:#?}");
+    // Everything else of vLLM's that means the same here.
+    for name in [
+        "prompt_tokens counter",
+        "generation_tokens counter",
+        "e2e_request_latency_seconds histogram",
+        "request_queue_time_seconds histogram",
+        "request_prefill_time_seconds histogram",
+        "request_decode_time_seconds histogram",
+        "request_inference_time_seconds histogram",
+        "iteration_tokens_total histogram",
+        "num_preemptions counter",
+        "spec_decode_num_drafts counter",
+        "spec_decode_num_draft_tokens counter",
+        "spec_decode_num_accepted_tokens counter",
+    ] {
+        assert!(own.iter().any(|own| own == name), "{name} in {own:#?}");
+    }
+}
+
+#[test]
+fn the_caches_size_is_told_as_it_is_now() {
+    let metrics = Metrics::new("toy");
+    for blocks in [0, 64, 63] {
+        let text = text(&metrics, &Loads { blocks, ..Loads::default() });
+        for prefix in ["asterism_", "vllm:"] {
+            let told: Vec<&str> = text
+                .lines()
+                .filter(|line| line.starts_with(&format!("{prefix}cache_config_info{{")))
+                .collect();
+            let labels = format!("model_name=\"toy\",block_size=\"16\",num_gpu_blocks=\"{blocks}\"");
+            assert_eq!(told, [format!("{prefix}cache_config_info{{{labels}}} 1")]);
+        }
+    }
+}
+
 #[test]
 fn bounds_ascend_and_are_vllms_too() {
     let all = [
