@@ -75,6 +75,8 @@ pub struct Dialogue<'a> {
     index: u64,
     turn: u32,
     said: Prompt,
+    /// Tokens of what was said that a request has had.
+    repeated: u32,
 }
 
 /// What draws are for.
@@ -95,7 +97,9 @@ impl<'a> Dialogue<'a> {
                 Prompt::Chat(vec![Message { role: "system", content }])
             }
         };
-        Self { workload, material, index, turn: 0, said }
+        // The first conversation of all is the first to begin so.
+        let repeated = if index > 0 { workload.system } else { 0 };
+        Self { workload, material, index, turn: 0, said, repeated }
     }
 
     /// The next turn's request, or none after the last turn.
@@ -123,11 +127,13 @@ impl<'a> Dialogue<'a> {
             _ => return None,
         }
         self.turn += 1;
-        Some(Request { prompt: self.said.clone(), max_tokens, turn: self.turn, wanted: length })
+        let (prompt, turn, repeated) = (self.said.clone(), self.turn, self.repeated);
+        Some(Request { prompt, max_tokens, turn, wanted: length, repeated })
     }
 
     /// Takes in what was answered.
     pub fn hear(&mut self, answer: &Answer) {
+        self.repeated = answer.usage.map_or(0, |usage| usage.prompt_tokens.saturating_add(answer.tokens()));
         match &mut self.said {
             Prompt::Ids(said) => said.extend(&answer.ids),
             Prompt::Text(said) => said.push_str(&answer.text),

@@ -216,7 +216,7 @@ impl Drive {
     }
 
     async fn ask(&self, request: Request, ticket: Ticket, due: Instant) -> Outcome {
-        let Request { turn, wanted, .. } = request;
+        let Request { turn, wanted, repeated, .. } = request;
         let mut listener = Listener::new(&self.meter);
         let sent = Instant::now();
         let result = {
@@ -232,6 +232,7 @@ impl Drive {
         Outcome {
             turn,
             wanted,
+            repeated,
             due,
             sent,
             ended: Instant::now(),

@@ -16,6 +16,8 @@ pub struct Outcome {
     pub turn: u32,
     /// New tokens of the prompt, as drawn.
     pub wanted: u32,
+    /// Tokens of the prompt that an earlier request had too.
+    pub repeated: u32,
     /// When it was to be sent. All latencies count from here, so that a late client does not hide a slow server.
     pub due: Instant,
     /// When it was sent.
@@ -54,6 +56,8 @@ pub struct Recorder {
     pub failures: BTreeMap<FailureKind, (u64, String)>,
     /// Due to the first token.
     pub ttft: Latency,
+    /// The same of first turns of which the server had cached nothing, as far as it tells.
+    pub cold_ttft: Latency,
     /// Token to token.
     pub inter_token: Latency,
     /// Token to token in the mean of each request.
@@ -66,6 +70,8 @@ pub struct Recorder {
     pub prompt_tokens: u64,
     /// Of them, those that a cache had.
     pub cached_tokens: u64,
+    /// Of them, those that earlier requests had too, where the server counts tokens.
+    pub repeated_tokens: u64,
     /// Tokens of the answers, of those that ended well.
     pub answer_tokens: u64,
     /// Messages that brought them.
@@ -93,6 +99,8 @@ pub struct Turn {
     pub prompt_tokens: u64,
     /// Of them, those that a cache had.
     pub cached_tokens: u64,
+    /// Of them, those that earlier requests had too, where the server counts tokens.
+    pub repeated_tokens: u64,
     /// Tokens of the answers.
     pub answer_tokens: u64,
 }
@@ -128,12 +136,14 @@ impl Recorder {
             good: 0,
             failures: BTreeMap::new(),
             ttft: Latency::default(),
+            cold_ttft: Latency::default(),
             inter_token: Latency::default(),
             tpot: Latency::default(),
             e2e: Latency::default(),
             lag: Latency::default(),
             prompt_tokens: 0,
             cached_tokens: 0,
+            repeated_tokens: 0,
             answer_tokens: 0,
             messages: 0,
             window_tokens: 0.0,
@@ -227,9 +237,14 @@ impl Recorder {
         self.counted &= usage.is_some();
         let prompt_tokens = u64::from(usage.map_or(outcome.wanted, |usage| usage.prompt_tokens));
         let cached_tokens = u64::from(usage.map_or(0, |usage| usage.cached_tokens));
+        let repeated_tokens = usage.map_or(0, |usage| u64::from(outcome.repeated.min(usage.prompt_tokens)));
         let answer_tokens = u64::from(outcome.answer.tokens());
+        if outcome.turn == 1 && cached_tokens == 0 {
+            self.cold_ttft.record(times.ttft);
+        }
         self.prompt_tokens += prompt_tokens;
         self.cached_tokens += cached_tokens;
+        self.repeated_tokens += repeated_tokens;
         self.answer_tokens += answer_tokens;
         self.messages += outcome.answer.pieces.len() as u64;
         let turn = (outcome.turn.max(1) as usize).min(TURNS);
@@ -241,6 +256,7 @@ impl Recorder {
             turn.e2e.record(times.e2e);
             turn.prompt_tokens += prompt_tokens;
             turn.cached_tokens += cached_tokens;
+            turn.repeated_tokens += repeated_tokens;
             turn.answer_tokens += answer_tokens;
         }
     }

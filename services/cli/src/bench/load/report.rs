@@ -3,12 +3,15 @@
 mod axis;
 mod page;
 mod plot;
+mod reuse;
 mod table;
 mod utc;
 
 use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
+
+pub use self::reuse::Reuse;
 
 use super::drive::LoadPlan;
 use super::latency::Latency;
@@ -55,6 +58,8 @@ pub struct Report {
     pub latency_ms: Latencies,
     /// The same by turn.
     pub turns: Vec<TurnTold>,
+    /// What of the prompts was not computed again, where conversations repeat something.
+    pub reuse: Option<Reuse>,
     /// By time, from the beginning, the warm-up included.
     pub timeline: TimelineTold,
     /// Some requests, each as likely as any other.
@@ -142,6 +147,8 @@ pub struct Tokens {
     pub prompt: u64,
     /// Of them, those that a cache had.
     pub cached: u64,
+    /// Of them, those that earlier requests had too, in their prompts or answers, where the server counts tokens.
+    pub repeated: u64,
     /// Of the answers.
     pub answer: u64,
     /// Whether the server has counted them.
@@ -234,6 +241,8 @@ pub struct TurnTold {
     pub prompt_tokens: f64,
     /// In the mean.
     pub cached_tokens: f64,
+    /// In the mean.
+    pub repeated_tokens: f64,
     /// In the mean.
     pub answer_tokens: f64,
     /// To the first token.

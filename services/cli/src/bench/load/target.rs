@@ -80,6 +80,9 @@ pub struct Request {
     pub turn: u32,
     /// New tokens of the prompt, as drawn.
     pub wanted: u32,
+    /// Tokens of the prompt that an earlier request had too, as its prompt or its answer, by the server's count; 0 if it
+    /// does not count.
+    pub repeated: u32,
 }
 
 /// What was heard of an answer.
@@ -250,7 +253,7 @@ impl Target {
         };
         let meter = Meter::default();
         let mut listener = Listener::new(&meter);
-        let request = Request { prompt, max_tokens: 1, turn: 1, wanted: words };
+        let request = Request { prompt, max_tokens: 1, turn: 1, wanted: words, repeated: 0 };
         match self.ask(request, &mut listener).await {
             // Some models' first token has no text.
             Ok(()) | Err(Failed { kind: FailureKind::Empty, .. }) => {

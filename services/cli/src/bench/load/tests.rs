@@ -45,6 +45,7 @@ async fn loads_over_grpc_and_http() {
     a_stop_ends_a_load(system.grpc()).await;
     wrong_requests_are_counted(system.grpc()).await;
     terms_arrive(system.grpc(), system.http()).await;
+    eight_turns_after_a_shared_system_prompt(system.grpc()).await;
     system.until(std::future::ready(())).await.expect("it ends in order");
 }
 
@@ -129,6 +130,30 @@ async fn terms_arrive(grpc: SocketAddr, http: SocketAddr) {
     }
 }
 
+async fn eight_turns_after_a_shared_system_prompt(grpc: SocketAddr) {
+    let line = "--system 1000 --turns 8 --prompt 20 --answer 12 --requests 16 --concurrency 1 --seed 7";
+    let report = load(grpc, "grpc", line).await;
+    assert_eq!((report.requests.answered, report.requests.failed), (16, 0), "{:?}", report.failures);
+    // By hand: turn t has the system prompt, t questions and t - 1 answers, and all but its question was said before; only
+    // the first turn of the second conversation finds the system prompt alone.
+    let prompt = |turn: u64| 1000 + 20 * turn + 12 * (turn - 1);
+    let said = |turn: u64| prompt(turn) - 20;
+    let repeated: u64 = (2..=8).map(|turn| 2 * said(turn)).sum::<u64>() + 1000;
+    let prompts: u64 = (1..=8).map(|turn| 2 * prompt(turn)).sum();
+    assert_eq!((report.tokens.prompt, report.tokens.repeated), (prompts, repeated));
+    // Whole blocks of 16 rows are cached, and an answer's last token has never been a row.
+    let cached: u64 = (2..=8).map(|turn| 2 * ((said(turn) - 1) / 16 * 16)).sum::<u64>() + 1000 / 16 * 16;
+    assert_eq!(report.tokens.cached, cached);
+    let reuse = report.reuse.as_ref().expect("conversations repeat");
+    assert_eq!(reuse.cold_requests, 1, "the very first");
+    let by_cold = reuse.turn_2_by_cold.expect("there are both");
+    assert!((by_cold - reuse.turn_2_ttft_p50_ms / reuse.cold_ttft_p50_ms).abs() < 1e-9 && by_cold > 0.0);
+    let table = report.to_string();
+    let shares = (100.0 * cached as f64 / prompts as f64, 100.0 * repeated as f64 / prompts as f64);
+    let line = format!("reuse       {:.1} % of the prompts cached, {:.1} % said before", shares.0, shares.1);
+    assert!(table.contains(&line) && table.contains("of the time of a cold turn 1"), "{line} in\n{table}");
+}
+
 #[tokio::test]
 async fn what_cannot_be_reached_is_named() {
     for (line, named) in [
@@ -165,6 +190,15 @@ fn nonsense_is_refused_with_its_flag() {
         ("--prompt uniform:9,3", "--prompt", "9 is more than 3"),
         ("--answer lognormal:1", "--answer", "two or three"),
         ("--turns 0", "--turns", "0"),
+        ("--system 1048577", "--system", "1048577"),
+        ("--limit 0", "--limit", "0"),
+        ("--think later", "--think", "\"later\""),
+        ("--prompt 0", "--prompt", "0"),
+        ("--prompt lognormal:0,1", "--prompt", "0"),
+        ("--answer uniform:few,many", "--answer", "few"),
+        ("--slo ttft=soon", "--slo", "soon"),
+        ("--timeout soon", "--timeout", "\"soon\""),
+        ("--vocab 0", "--vocab", "0"),
         ("--slo itl=5ms", "--slo", "\"itl\""),
         ("--extra [1]", "--extra", "no JSON object"),
         ("--temperature=-1", "--temperature", "-1"),

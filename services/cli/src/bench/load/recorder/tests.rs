@@ -9,6 +9,7 @@ fn outcome(began: Instant, tokens: &[(u64, u32)]) -> Outcome {
     Outcome {
         turn: 1,
         wanted: 30,
+        repeated: 0,
         due: at(100),
         sent: at(110),
         ended: pieces.last().map_or(at(400), |last| last.at),

@@ -43,6 +43,7 @@ impl Report {
             tokens: Tokens {
                 prompt: recorder.prompt_tokens,
                 cached: recorder.cached_tokens,
+                repeated: recorder.repeated_tokens,
                 answer: recorder.answer_tokens,
                 counted_by_server: recorder.counted,
                 per_message: ratio(recorder.answer_tokens, recorder.messages),
@@ -66,6 +67,7 @@ impl Report {
                 .enumerate()
                 .map(|(index, turn)| TurnTold::new(index + 1, turn))
                 .collect(),
+            reuse: Reuse::new(recorder, &circumstances.plan.workload),
             timeline: TimelineTold::new(recorder),
             sample: samples(recorder),
         };
@@ -113,7 +115,7 @@ impl Report {
     }
 }
 
-fn ratio(part: u64, whole: u64) -> f64 {
+pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
@@ -199,6 +201,7 @@ impl TurnTold {
             answered,
             prompt_tokens: ratio(of.prompt_tokens, answered),
             cached_tokens: ratio(of.cached_tokens, answered),
+            repeated_tokens: ratio(of.repeated_tokens, answered),
             answer_tokens: ratio(of.answer_tokens, answered),
             ttft_p50_ms: of.ttft.quantile(0.5),
             ttft_p99_ms: of.ttft.quantile(0.99),

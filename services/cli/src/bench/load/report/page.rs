@@ -87,6 +87,10 @@ impl Report {
                 false,
             );
         }
+        if let Some(by_cold) = self.reuse.as_ref().and_then(|reuse| reuse.turn_2_by_cold) {
+            let more = "to first token, p50, by a cold turn 1's".to_owned();
+            card("Turn 2", format!("{by_cold:.2}"), "", more, false);
+        }
         let share = 100.0 * requests.failed as f64 / requests.measured.max(1) as f64;
         let of = format!("{share:.1} % of {}", number(requests.measured as f64));
         card("Failed", number(requests.failed as f64), "", of, requests.failed > 0);
@@ -219,19 +223,29 @@ impl Report {
         for turn in &self.turns {
             let _ = writeln!(
                 rows,
-                "<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                "<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
                 turn.turn,
                 number(turn.answered as f64),
                 number(turn.prompt_tokens.round()),
                 number(turn.cached_tokens.round()),
+                number(turn.repeated_tokens.round()),
                 milliseconds(turn.ttft_p50_ms),
                 milliseconds(turn.ttft_p99_ms),
                 milliseconds(turn.e2e_p50_ms),
                 milliseconds(turn.e2e_p99_ms),
             );
         }
-        let heads =
-            ["turn", "answered", "prompt tokens", "cached", "ttft p50", "ttft p99", "end p50", "end p99"];
+        let heads = [
+            "turn",
+            "answered",
+            "prompt tokens",
+            "cached",
+            "said before",
+            "ttft p50",
+            "ttft p99",
+            "end p50",
+            "end p99",
+        ];
         section("By turn", &[times.svg(), tokens.svg()].concat()) + &table(&heads, &rows)
     }
 

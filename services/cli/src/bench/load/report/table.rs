@@ -51,6 +51,9 @@ impl fmt::Display for Report {
         }
         self.latencies(f)?;
         self.by_turn(f)?;
+        if let Some(reuse) = &self.reuse {
+            write!(f, "\n{reuse}")?;
+        }
         for failure in &self.failures {
             writeln!(
                 f,
@@ -102,15 +105,16 @@ impl Report {
         }
         writeln!(
             f,
-            "\n{:<6}{:>10}{:>16}{:>10}{:>16}{:>16}",
-            "turn", "requests", "prompt tokens", "cached", "ttft p50 ms", "ttft p99 ms"
+            "\n{:<6}{:>10}{:>16}{:>10}{:>13}{:>16}{:>16}",
+            "turn", "requests", "prompt tokens", "cached", "said before", "ttft p50 ms", "ttft p99 ms"
         )?;
         for turn in &self.turns {
-            let cached = 100.0 * turn.cached_tokens / turn.prompt_tokens.max(1.0);
+            let share = |tokens: f64| 100.0 * tokens / turn.prompt_tokens.max(1.0);
+            let (cached, repeated) = (share(turn.cached_tokens), share(turn.repeated_tokens));
             writeln!(
                 f,
-                "{:<6}{:>10}{:>16.1}{:>8.1} %{:>16.2}{:>16.2}",
-                turn.turn, turn.answered, turn.prompt_tokens, cached, turn.ttft_p50_ms, turn.ttft_p99_ms
+                "{:<6}{:>10}{:>16.1}{cached:>8.1} %{repeated:>11.1} %{:>16.2}{:>16.2}",
+                turn.turn, turn.answered, turn.prompt_tokens, turn.ttft_p50_ms, turn.ttft_p99_ms
             )?;
         }
         Ok(())

@@ -24,6 +24,7 @@ fn report() -> Report {
         recorder.record(Outcome {
             turn,
             wanted: 100,
+            repeated: 90 * (turn - 1),
             due: at(due),
             sent: at(due),
             ended: at(first + 100),
@@ -125,11 +126,12 @@ fn the_form_for_machines_has_these_names() {
         load.think_s load.seed load.temperature load.ignore_eos load.tenant load.priority load.deadline_s \
         load.bypass_cache window_s requests.warm_up requests.measured \
         requests.answered requests.failed failures[].kind failures[].count failures[].example tokens.prompt tokens.cached \
-        tokens.answer tokens.counted_by_server tokens.per_message throughput.requests_per_s \
+        tokens.repeated tokens.answer tokens.counted_by_server tokens.per_message throughput.requests_per_s \
         throughput.prompt_tokens_per_s throughput.answer_tokens_per_s goodput.requests_per_s goodput.share \
         goodput.objectives[].quantity goodput.objectives[].most_ms goodput.objectives[].missed";
-    let after = "turns[].turn turns[].answered turns[].prompt_tokens turns[].cached_tokens turns[].answer_tokens \
-        turns[].ttft_p50_ms turns[].ttft_p99_ms turns[].e2e_p50_ms turns[].e2e_p99_ms timeline.slice_s \
+    let after = "turns[].turn turns[].answered turns[].prompt_tokens turns[].cached_tokens turns[].repeated_tokens turns[].answer_tokens \
+        turns[].ttft_p50_ms turns[].ttft_p99_ms turns[].e2e_p50_ms turns[].e2e_p99_ms reuse.cached reuse.repeated reuse.cold_requests \
+        reuse.cold_ttft_p50_ms reuse.turn_2_ttft_p50_ms reuse.turn_2_by_cold timeline.slice_s \
         timeline.measured_from_s timeline.measured_to_s timeline.slices[].answer_tokens_per_s timeline.slices[].running \
         timeline.slices[].failed sample[].due_s sample[].turn sample[].ttft_ms sample[].tpot_ms sample[].e2e_ms";
     let expected: Vec<String> = before
@@ -147,6 +149,8 @@ fn the_table_tells_what_matters() {
     for line in [
         "requests    64 answered, 8 failed in 3.77 s: 16.98/s",
         "goodput     2.92/s, 15.3 % of the requests: ttft ≤ 60 ms, e2e ≤ 1,000 ms",
+        // 36 first turns of 100 tokens, 28 second ones of 200, 80 of them cached and 90 said before.
+        "reuse       24.3 % of the prompts cached, 27.4 % said before, by lengths",
         "8 failed (exhausted), the first: <queue> is full",
         "note: a note",
     ] {

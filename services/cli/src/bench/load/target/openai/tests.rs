@@ -74,7 +74,7 @@ fn plan(url: &str) -> TargetPlan {
 
 fn chat() -> Request {
     let prompt = Prompt::Chat(vec![Message { role: "user", content: "hi".to_owned() }]);
-    Request { prompt, max_tokens: 8, turn: 1, wanted: 1 }
+    Request { prompt, max_tokens: 8, turn: 1, wanted: 1, repeated: 0 }
 }
 
 async fn ask(head: &'static str, body: &[&str]) -> (Result<(), Failed>, Answer) {
