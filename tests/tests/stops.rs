@@ -11,8 +11,7 @@ use asterism_tests::cluster::{Cluster, Setup};
 use asterism_tests::golden::root;
 use asterism_tests::speaking::speaking;
 
-/// Tokens of a prompt, and of an answer that nothing ends before.
-const PROMPT: u32 = 60;
+/// Tokens of an answer that nothing ends before.
 const MOST: u32 = 40;
 
 /// What ends an answer.
@@ -29,12 +28,16 @@ async fn answer(cluster: &Cluster, request: &GenerateRequest) -> Answer {
     cluster.generate(request.clone()).await.expect("an answer")
 }
 
-/// The n-th request with a stop of this kind, and how it should end.
-async fn ending(cluster: &Cluster, n: u32, stop: usize) -> (GenerateRequest, FinishReason) {
-    let mut request = chatter(n, &format!("r{n}-{stop}"), &prompt(n, PROMPT), MOST);
+/// After how many tokens the n-th request ends by all but ids.
+fn limit(n: u32) -> u32 {
+    6 + n % 30
+}
+
+/// The n-th request, of so many tokens, with a stop of this kind, and how it should end.
+async fn ending(cluster: &Cluster, n: u32, len: u32, stop: usize) -> (GenerateRequest, FinishReason) {
+    let mut request = chatter(n, &format!("r{n}-{stop}"), &prompt(n, len), MOST);
     let free = Stopping { max_tokens: Some(MOST), ignore_eos: true, ..Stopping::default() };
-    let limit = 6 + n % 30;
-    let short = Stopping { max_tokens: Some(limit), ..free.clone() };
+    let short = Stopping { max_tokens: Some(limit(n)), ..free.clone() };
     request.stopping = Some(short.clone());
     let said = answer(cluster, &alone(&request)).await.text;
     let tail = said.char_indices().rev().nth(4).map_or(0, |(index, _)| index);
@@ -74,7 +77,7 @@ async fn an_answer_ends_within_what_was_accepted_as_it_would_without() {
     let mut within = [0; STOPS.len()];
     for n in 0..24 {
         for (stop, within) in within.iter_mut().enumerate() {
-            let (request, reason) = ending(&cluster, n, stop).await;
+            let (request, reason) = ending(&cluster, n, 60, stop).await;
             *within += usize::from(ends_the_same(&cluster, &request, reason).await.1);
         }
     }
@@ -91,16 +94,19 @@ async fn what_goes_on_from_an_answer_finds_nothing_behind_its_end() {
     let (cluster, _folder) = speaker().await;
     let mut within = 0;
     for n in 0..40 {
-        let whole = chatter(n, "whole", &prompt(n, PROMPT), MOST);
-        let text = [prompt(n, PROMPT), answer(&cluster, &alone(&whole)).await.ids].concat();
-        let (request, reason) = ending(&cluster, n, n as usize % STOPS.len()).await;
+        // The answer ends with the last row of a block: were its last token's row kept, the block would be too.
+        let len = 80 - limit(n) % 16;
+        let whole = chatter(n, "whole", &prompt(n, len), MOST);
+        let text = [prompt(n, len), answer(&cluster, &alone(&whole)).await.ids].concat();
+        let (request, reason) = ending(&cluster, n, len, 3).await;
         let (ended, is_within) = ends_the_same(&cluster, &request, reason).await;
         within += usize::from(is_within);
+        let tokens = len + ended.ids.len() as u32;
+        assert_eq!(tokens % 16, 0);
         // The text as it would have gone on, which proposals knew.
         let next = chatter(n, "next", &[text, prompt(n, 20)].concat(), 12);
         let cached = answer(&cluster, &next).await;
-        let fed = PROMPT + ended.ids.len() as u32 - 1;
-        assert_eq!(cached.cached_tokens, fed / 16 * 16, "{n}: the rows of {} tokens", ended.ids.len());
+        assert_eq!(cached.cached_tokens, tokens - 16, "{n}: all but the block of the last token");
         let evidence = cluster.take_evidence();
         assert_eq!(cached, answer(&cluster, &alone(&next)).await);
         assert!(cluster.take_evidence() == evidence, "{n}: KV and counts of penalties are those of the text");
