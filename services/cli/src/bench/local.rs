@@ -16,20 +16,29 @@ use asterism_tensor::{
 use super::evidence::Evidence;
 use super::{ROUNDS, median};
 
-/// Rows of the prompt, in one step.
-const PROMPT: usize = 512;
-/// Tokens decoded after it.
+/// Rows of the prompts, each in one step.
+const PROMPTS: [usize; 2] = [128, LONGEST];
+const LONGEST: usize = 512;
+/// Tokens decoded, of a sequence of their own.
 const ANSWER: usize = 64;
 
 /// What was measured at a number of threads.
 pub struct Speeds {
     threads: NonZeroUsize,
     decode: Duration,
-    prefill: Duration,
+    prefills: Vec<Prefill>,
     decode_bytes: f64,
-    prefill_operations: f64,
     limits: Limits,
     compute: Compute,
+}
+
+/// A prompt that was read.
+struct Prefill {
+    rows: usize,
+    time: Duration,
+    /// Multiplications and additions by weights, and those of attention.
+    matrices: f64,
+    attention: f64,
 }
 
 /// Loads the model and lets it read a prompt and answer it, several times.
@@ -42,26 +51,29 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
         compute: compute.into(),
         kv_type: KvType::of(compute.into()),
         memory: None,
-        max_rows: PROMPT,
+        max_rows: LONGEST,
         evidence_rows: 1,
         logits_slots: 0,
-        max_context: PROMPT + ANSWER,
+        max_context: LONGEST.max(ANSWER),
     };
     let mut stage = Stage::load(device, WeightSource::Checkpoint(&checkpoint), options, &unwatched)?;
-    let blocks: Vec<u32> = (0..).take((PROMPT + ANSWER).div_ceil(BLOCK_ROWS)).collect();
+    let blocks: Vec<u32> = (0..).take(LONGEST.max(ANSWER).div_ceil(BLOCK_ROWS)).collect();
     let room = EvidenceRoom { rows: 1, vocab: spec.vocab, top_k: 1, ids: 0 };
     let evidence = Evidence::new(stage.device(), room)?;
     let mut run = Run { stage: &mut stage, blocks, evidence };
     // Once without a clock: pages are touched, clocks rise.
-    run.prefill()?;
-    let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
+    run.prefill(LONGEST)?;
+    let (mut prefills, mut decodes) = (PROMPTS.map(|_| Vec::new()), Vec::new());
     let mut limits = Vec::new();
     let bytes = run.decode_bytes();
     for _ in 0..ROUNDS {
         limits.push(run.stage.device().limits(bytes as usize)?);
-        let began = Instant::now();
-        let first = run.prefill()?;
-        prefills.push(began.elapsed());
+        let mut first = 0;
+        for (rows, times) in PROMPTS.into_iter().zip(&mut prefills) {
+            let began = Instant::now();
+            first = run.prefill(rows)?;
+            times.push(began.elapsed());
+        }
         let began = Instant::now();
         run.decode(first)?;
         decodes.push(began.elapsed() / ANSWER as u32);
@@ -70,9 +82,12 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
     Ok(Speeds {
         threads,
         decode: median(decodes),
-        prefill: median(prefills),
+        prefills: PROMPTS
+            .into_iter()
+            .zip(prefills)
+            .map(|(rows, times)| run.read(rows, median(times)))
+            .collect(),
         decode_bytes: bytes,
-        prefill_operations: run.prefill_operations(),
         limits: limits.swap_remove(limits.len() / 2),
         compute: compute.into(),
     })
@@ -85,17 +100,17 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Reads the prompt; the token after it.
-    fn prefill(&mut self) -> Result<u32, ModelError> {
+    /// Reads a prompt of so many tokens; the token after it.
+    fn prefill(&mut self, rows: usize) -> Result<u32, ModelError> {
         let vocab = self.stage.info().spec.vocab;
         // Any ids do: speed does not depend on them.
-        let prompt: Vec<u32> = (0..PROMPT).map(|position| (position * 7919 % vocab) as u32).collect();
+        let prompt: Vec<u32> = (0..rows).map(|position| (position * 7919 % vocab) as u32).collect();
         self.step(&prompt, 0)
     }
 
     fn decode(&mut self, first: u32) -> Result<(), ModelError> {
         let mut id = first;
-        for position in PROMPT..PROMPT + ANSWER {
+        for position in 0..ANSWER {
             id = self.step(&[id], position)?;
         }
         Ok(())
@@ -104,8 +119,13 @@ impl Run<'_> {
     /// Feeds `token_ids` from `first_position` on; the best token after them.
     fn step(&mut self, token_ids: &[u32], first_position: usize) -> Result<u32, ModelError> {
         let evidence = [first_position + token_ids.len() - 1];
-        let span =
-            Span { first_position, token_ids, blocks: &self.blocks, prompt_len: PROMPT, evidence: &evidence };
+        let span = Span {
+            first_position,
+            token_ids,
+            blocks: &self.blocks,
+            prompt_len: LONGEST,
+            evidence: &evidence,
+        };
         self.stage.forward(&Batch { spans: &[span] }, Input::Tokens, &mut |_| ControlFlow::Continue(()))?;
         let (row, slot, top_k) = (0, 0, 1);
         let processors = Processors::NONE;
@@ -121,16 +141,16 @@ impl Run<'_> {
             / (info.spec.layer_weights() * info.spec.layers as u64 + 2 * info.spec.embedding_weights())
                 as f64;
         let kv = 2 * info.spec.layers * info.spec.kv_width() * info.kv_type.dtype().bytes();
-        info.weight_bytes as f64 - embedding + (kv * (PROMPT + ANSWER / 2)) as f64
+        info.weight_bytes as f64 - embedding + (kv * (ANSWER / 2)) as f64
     }
 
-    /// Multiplications and additions of a prompt: every layer's weights for each row, the head's for one, and attention.
-    fn prefill_operations(&self) -> f64 {
+    /// A prompt that took `time`: every layer's weights for each row, the head's for one, and attention.
+    fn read(&self, rows: usize, time: Duration) -> Prefill {
         let spec = &self.stage.info().spec;
-        let rows = PROMPT as f64;
-        let attention = 2.0 * (spec.layers * spec.q_width()) as f64 * rows * (rows + 1.0);
-        let layers = 2.0 * (spec.layer_weights() * spec.layers as u64) as f64 * rows;
-        layers + attention + 2.0 * spec.embedding_weights() as f64
+        let each = rows as f64;
+        let attention = 2.0 * (spec.layers * spec.q_width()) as f64 * each * (each + 1.0);
+        let layers = 2.0 * (spec.layer_weights() * spec.layers as u64) as f64 * each;
+        Prefill { rows, time, matrices: layers + 2.0 * spec.embedding_weights() as f64, attention }
     }
 }
 
@@ -149,20 +169,26 @@ impl fmt::Display for Speeds {
             100.0 * bandwidth / read,
             read / 1e9,
         )?;
-        let whole = self.prefill.as_secs_f64();
         let (peak, instruction) = match (self.compute, dp) {
             (Compute::Bf16, Some(dp)) => (dp, "bf16 dot product"),
             _ => (fma, "f32 multiply-add"),
         };
-        writeln!(
-            f,
-            "{:<7}  {:<11}  {:<9.1}  {:<9.3}  {:.0} % of {:.0} GFLOP/s {instruction}",
-            self.threads,
-            format!("prefill {PROMPT}"),
-            PROMPT as f64 / whole,
-            whole * 1e3 / PROMPT as f64,
-            100.0 * self.prefill_operations / whole / peak,
-            peak / 1e9,
-        )
+        for Prefill { rows, time, matrices, attention } in &self.prefills {
+            let whole = time.as_secs_f64();
+            // Attention multiplies in f32 whatever the activations are.
+            let floor = matrices / peak + attention / fma;
+            writeln!(
+                f,
+                "{:<7}  {:<11}  {:<9.1}  {:<9.3}  {:.0} % of {:.0} GFLOP/s {instruction}, attention at {:.0}",
+                self.threads,
+                format!("prefill {rows}"),
+                *rows as f64 / whole,
+                whole * 1e3 / *rows as f64,
+                100.0 * floor / whole,
+                peak / 1e9,
+                fma / 1e9,
+            )?;
+        }
+        Ok(())
     }
 }

@@ -78,6 +78,8 @@ async fn answer(client: &mut InferenceClient<Channel>) -> Result<Duration, Box<d
         sampling: Some(Sampling { do_sample: Some(false), ..Sampling::default() }),
         stopping: Some(Stopping { max_tokens: Some(ANSWER), ignore_eos: true, ..Stopping::default() }),
         bypass_cache: true,
+        // A token a step.
+        bypass_speculation: true,
         ..GenerateRequest::default()
     };
     let mut stream = client.generate(request).await?.into_inner();
