@@ -46,4 +46,4 @@ pub use rope::{RopeTable, RopeTables};
 pub use rows::{Indices, Rows, RowsRoom};
 pub use synthetic::{SyntheticColumns, SyntheticKey, SyntheticMatrix};
 pub use tensor::{Tensor, Vector};
-pub use weights::{Elements, KeptColumns, PART};
+pub use weights::{Elements, KeptColumns, PART, SUBTREE, SentPart};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
-use asterism_tensor::PART;
+use asterism_tensor::{PART, SentPart};
 
 use super::stored::{Place, Stored};
 use super::{Checkpoint, TensorInfo};
@@ -54,6 +54,12 @@ impl<'a> TensorReader<'a> {
     /// Reads a part as [`TensorReader::read`] does, unhashed.
     pub fn copy(&self, offset: usize, to: &mut [u8]) -> Result<(), ModelError> {
         self.steps(offset, to, &mut |_| {})
+    }
+
+    /// Takes the part at `offset`, which was copied, with what a card has hashed of it. With the last one of all it tells the
+    /// content's hash.
+    pub fn sent(&self, offset: usize, part: SentPart<'_>) -> Option<String> {
+        self.parts.take_sent(offset, part)
     }
 
     fn steps(&self, offset: usize, to: &mut [u8], then: &mut dyn FnMut(&[u8])) -> Result<(), ModelError> {

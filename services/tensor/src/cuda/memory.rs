@@ -21,18 +21,29 @@ struct Area {
     bytes: usize,
 }
 
-/// An area of the host's memory that the card reads and writes directly.
+/// An area of the host's memory that the card reads and writes directly, or a piece of one. The area is given back with its
+/// last piece.
 #[derive(Debug)]
 pub struct PinnedMemory {
-    context: Arc<Context>,
+    area: Arc<HostArea>,
     start: *mut u8,
     bytes: usize,
 }
 
-// SAFETY: plain memory; `&mut` guards writes.
+#[derive(Debug)]
+struct HostArea {
+    context: Arc<Context>,
+    start: *mut u8,
+}
+
+// SAFETY: plain memory; `&mut` guards writes, and pieces of one area do not overlap.
 unsafe impl Send for PinnedMemory {}
 // SAFETY: as above.
 unsafe impl Sync for PinnedMemory {}
+// SAFETY: it only gives the memory back, which any thread may do.
+unsafe impl Send for HostArea {}
+// SAFETY: as above.
+unsafe impl Sync for HostArea {}
 
 impl DeviceMemory {
     /// `bytes` bytes, all zero.
@@ -113,20 +124,39 @@ impl Drop for Area {
 impl PinnedMemory {
     /// `bytes` bytes, all zero.
     pub fn zeroed(context: &Arc<Context>, bytes: usize) -> Result<PinnedMemory, TensorError> {
+        let mut memory = PinnedMemory::unwritten(context, bytes)?;
+        memory.as_mut_slice::<u8>().fill(0);
+        Ok(memory)
+    }
+
+    /// `bytes` bytes with anything in them: the system gives pages that it, or this process, has written before.
+    pub fn unwritten(context: &Arc<Context>, bytes: usize) -> Result<PinnedMemory, TensorError> {
         context.bind()?;
         context.count(|counters| &counters.allocations);
         // SAFETY: the context is current.
         let start = unsafe { result::malloc_host(bytes.max(1), sys::CU_MEMHOSTALLOC_PORTABLE) }
             .map_err(|error| refused(bytes, &error))?
             .cast::<u8>();
-        // SAFETY: the area was just given and has so many bytes.
-        unsafe { start.write_bytes(0, bytes) };
-        Ok(PinnedMemory { context: Arc::clone(context), start, bytes })
+        Ok(PinnedMemory { area: Arc::new(HostArea { context: Arc::clone(context), start }), start, bytes })
+    }
+
+    /// Its pieces of `bytes` bytes each, a multiple of the size and alignment of whatever is kept in them.
+    pub fn split(self, bytes: usize) -> impl Iterator<Item = PinnedMemory> {
+        (0..self.bytes / bytes.max(1)).map(move |piece| PinnedMemory {
+            area: Arc::clone(&self.area),
+            start: self.start.wrapping_add(piece * bytes),
+            bytes,
+        })
+    }
+
+    /// Where the card finds it: under one address space, where the host does.
+    pub fn address(&self) -> u64 {
+        self.start as u64
     }
 
     /// Its elements; a part beyond whole elements is left out.
     pub fn as_slice<T: Pod>(&self) -> &[T] {
-        // SAFETY: initialised, of this size, aligned for any element (page-locked memory begins at a page).
+        // SAFETY: initialised, of this size, aligned for any element (an area begins at a page, pieces by the word of who cut).
         unsafe { std::slice::from_raw_parts(self.start.cast(), self.bytes / size_of::<T>().max(1)) }
     }
 
@@ -137,7 +167,7 @@ impl PinnedMemory {
     }
 }
 
-impl Drop for PinnedMemory {
+impl Drop for HostArea {
     fn drop(&mut self) {
         if self.context.synchronize().is_ok() {
             // SAFETY: taken once, freed once; no stream uses it any more.

@@ -3,28 +3,29 @@
 //! The threads live as long as a whole load and take parts of whatever tensor is next, so layers are under way side by side.
 //! Each has two slots of its own: while one is on its way it fills the other. A slot is filled anew only when the card is
 //! done with it, so as much is under way as there are slots, and no more. Copies run on the copy stream; parts that change on
-//! arrival land in the slot's twin on the card, from where a kernel on the compute stream takes them.
-#![allow(unsafe_code, reason = "copies to addresses of the card")]
+//! arrival land in the slot's twin on the card, from where a kernel on the compute stream takes them. The card also hashes what
+//! has come, and the thread that filled a slot tells its tensor of that when the slot is free again, or at the end.
 
+pub mod hashes;
 pub mod parts;
+pub mod pinned;
 pub mod queue;
+pub mod room;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread;
 
 use crate::TensorError;
-use crate::cuda::card::Card;
-use crate::cuda::memory::{DeviceMemory, PinnedMemory};
-use crate::cuda::stream::Event;
-use crate::weights::{Elements, PART};
+use crate::weights::{Elements, PART, SentPart};
 
 use queue::{Close, Queue};
 
-/// Threads that fill slots: one hashes what it has read at about a tenth of what the bus takes.
+/// Threads that fill slots: one reads from the page cache at about a tenth of what the bus takes.
 const MOST_THREADS: usize = 24;
 
 /// Slots of a thread.
-const SLOTS_EACH: usize = 2;
+pub const SLOTS_EACH: usize = 2;
 
 /// Threads that read weights on this machine, each into [`SLOTS_EACH`] slots of [`PART`] bytes.
 pub fn threads() -> NonZeroUsize {
@@ -42,11 +43,22 @@ pub struct Job<'a, T> {
 
 /// Memory that is filled by the host and emptied by the card.
 pub trait Slot<T> {
-    /// The memory, at least [`PART`] bytes, once the card is done with what was sent from it last.
-    fn area(&mut self) -> Result<&mut [u8], TensorError>;
+    /// The memory, at least [`PART`] bytes. It is free before the first part is sent from it, and after each wait.
+    fn area(&mut self) -> &mut [u8];
 
-    /// Sends the first `bytes` bytes, which are those of the target's tensor from `offset` on.
-    fn send(&mut self, target: &T, offset: usize, bytes: usize) -> Result<(), TensorError>;
+    /// Sends its first bytes, which are so many of the target's tensor from an offset on. A part that is checked is also hashed,
+    /// as far as the card can.
+    fn send(&mut self, target: &T, part: (usize, usize), is_checked: bool) -> Result<(), TensorError>;
+
+    /// Waits until the card is done with what was sent last, and tells what that was.
+    fn wait(&mut self) -> Result<SentPart<'_>, TensorError>;
+}
+
+/// A slot of a thread.
+struct Turn<'a, T, S> {
+    slot: S,
+    /// The part on its way from it: of which job, and where it begins.
+    sent: Option<(Arc<Job<'a, T>>, usize)>,
 }
 
 /// Has `threads` threads send what `work` puts into the queue. Returns when all of it is sent; after an error nothing more is.
@@ -82,97 +94,34 @@ fn fill<T, S: Slot<T>>(
     queue: &Queue<Job<'_, T>>,
     new: &(dyn Fn() -> Result<S, TensorError> + Sync),
 ) -> Result<(), TensorError> {
-    let mut slots = Vec::with_capacity(SLOTS_EACH);
-    let mut turn = 0;
+    let mut turns = Vec::with_capacity(SLOTS_EACH);
+    let mut next = 0;
     while let Some((job, part)) = queue.next() {
-        if slots.len() == turn {
-            slots.push(new()?);
+        if turns.len() == next {
+            turns.push(Turn { slot: new()?, sent: None });
         }
-        let slot = &mut slots[turn];
-        turn = (turn + 1) % SLOTS_EACH;
+        let turn = &mut turns[next];
+        next = (next + 1) % SLOTS_EACH;
+        turn.settle()?;
         let offset = part * PART;
         let bytes = PART.min(job.elements.bytes() - offset);
-        let area = slot.area()?;
-        job.elements.read(offset, &mut area[..bytes]).map_err(|source| TensorError::Elements { source })?;
-        slot.send(&job.target, offset, bytes)?;
+        let area = &mut turn.slot.area()[..bytes];
+        job.elements.read(offset, area).map_err(|source| TensorError::Elements { source })?;
+        turn.slot.send(&job.target, (offset, bytes), job.elements.is_checked())?;
+        turn.sent = Some((job, offset));
     }
-    Ok(())
+    turns.iter_mut().try_for_each(Turn::settle)
 }
 
-/// Where the parts of a tensor go on a card.
-pub trait Unpack {
-    /// Where a part goes.
-    fn route(&self, offset: usize, bytes: usize) -> Route;
-
-    /// Enqueues on the compute stream what takes a part from `slot`, an address of the card.
-    fn unpack(&self, offset: usize, bytes: usize, slot: u64) -> Result<(), TensorError>;
-}
-
-/// Where a part goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// To this address, as it is.
-    To(u64),
-    /// Through the slot's twin.
-    Through,
-}
-
-/// A slot of page-locked memory.
-#[derive(Debug)]
-pub struct Pinned<'a> {
-    card: &'a Card,
-    host: PinnedMemory,
-    /// Made for the first part that goes through it.
-    twin: Option<DeviceMemory>,
-    /// The part has landed in the twin.
-    landed: Event,
-    /// The card is done with the part.
-    free: Event,
-}
-
-impl<'a> Pinned<'a> {
-    /// Room for a part.
-    pub fn new(card: &'a Card) -> Result<Pinned<'a>, TensorError> {
-        let context = card.context();
-        Ok(Pinned {
-            card,
-            host: PinnedMemory::zeroed(context, PART)?,
-            twin: None,
-            landed: Event::new(context)?,
-            free: Event::new(context)?,
-        })
-    }
-}
-
-impl<T: Unpack> Slot<T> for Pinned<'_> {
-    fn area(&mut self) -> Result<&mut [u8], TensorError> {
-        self.free.wait()?;
-        Ok(self.host.as_mut_slice())
-    }
-
-    fn send(&mut self, target: &T, offset: usize, bytes: usize) -> Result<(), TensorError> {
-        let card = self.card;
-        let from = &self.host.as_slice()[..bytes];
-        match target.route(offset, bytes) {
-            Route::To(address) => {
-                // SAFETY: `route` names a place in memory that holds the part; the slot stays as it is until `free`, which
-                // whoever writes to it or gives it back waits for.
-                unsafe { card.copies.upload(address, from) }?;
-                self.free.record(&card.copies)
-            }
-            Route::Through => {
-                let twin = match &mut self.twin {
-                    Some(twin) => twin,
-                    none => none.insert(DeviceMemory::unwritten(card.context(), PART)?),
-                };
-                // SAFETY: the twin is as large as the slot, which stays as it is until `free`.
-                unsafe { card.copies.upload(twin.address(), from) }?;
-                self.landed.record(&card.copies)?;
-                card.compute.wait(&self.landed)?;
-                target.unpack(offset, bytes, twin.address())?;
-                self.free.record(&card.compute)
-            }
+impl<T, S: Slot<T>> Turn<'_, T, S> {
+    /// Waits for the part on its way, if there is one, and has it checked.
+    fn settle(&mut self) -> Result<(), TensorError> {
+        let Some((job, offset)) = self.sent.take() else { return Ok(()) };
+        let part = self.slot.wait()?;
+        if !job.elements.is_checked() {
+            return Ok(());
         }
+        job.elements.check(offset, part).map_err(|source| TensorError::Elements { source })
     }
 }
 

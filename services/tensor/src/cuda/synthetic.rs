@@ -53,6 +53,8 @@ impl Random {
 
 impl Cuda {
     pub(crate) fn synthetic_matrix(&self, spec: &SyntheticMatrix<'_>) -> Result<CardMatrix, TensorError> {
+        // No others will come.
+        self.weights.clear_room();
         let context = self.card().context();
         let element = spec.compute.dtype().bytes();
         let elements = spec.outputs().saturating_mul(spec.inputs);

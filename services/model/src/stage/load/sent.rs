@@ -1,9 +1,9 @@
-//! For a card: tensors are read and checked part by part by the threads that send them.
+//! For a card: tensors are read part by part by the threads that send them, and checked by what the card has hashed of them.
 
 use std::error::Error;
 use std::sync::atomic::AtomicU64;
 
-use asterism_tensor::{Dtype, Elements, PART};
+use asterism_tensor::{Dtype, Elements, PART, SentPart};
 
 use super::{Loading, Tensors, Weights, advance, dtype, missing};
 use crate::ModelError;
@@ -11,7 +11,7 @@ use crate::arch::Source;
 use crate::manifest::Manifest;
 use crate::weights::{Checkpoint, TensorReader};
 
-/// A checkpoint whose tensors are checked as they are read.
+/// A checkpoint whose tensors are checked as they are loaded.
 #[derive(Clone, Copy)]
 pub(super) struct Kept<'a> {
     checkpoint: &'a Checkpoint,
@@ -50,7 +50,8 @@ impl<'a> Kept<'a> {
         let (dtype, checked) = self.checked(source)?;
         let mut bytes = vec![0; checked.reader.bytes()];
         for (index, part) in bytes.chunks_mut(PART).enumerate() {
-            checked.part(index * PART, part)?;
+            checked.verify(checked.reader.read(index * PART, part)?)?;
+            (self.advance)(part.len() as u64)?;
         }
         Ok((dtype, bytes))
     }
@@ -63,11 +64,9 @@ impl<'a> Kept<'a> {
 }
 
 impl Checked<'_> {
-    fn part(&self, offset: usize, to: &mut [u8]) -> Result<(), ModelError> {
-        if let Some(hash) = self.reader.read(offset, to)? {
-            self.kept.manifest.verify_hash(&self.reader.info().name, hash)?;
-        }
-        (self.kept.advance)(to.len() as u64)
+    /// Compares the hash of the whole, once there is one.
+    fn verify(&self, hash: Option<String>) -> Result<(), ModelError> {
+        hash.map_or(Ok(()), |hash| self.kept.manifest.verify_hash(&self.reader.info().name, hash))
     }
 }
 
@@ -77,7 +76,16 @@ impl Elements for Checked<'_> {
     }
 
     fn read(&self, offset: usize, to: &mut [u8]) -> Result<(), Box<dyn Error + Send + Sync>> {
-        Ok(self.part(offset, to)?)
+        self.reader.copy(offset, to)?;
+        Ok((self.kept.advance)(to.len() as u64)?)
+    }
+
+    fn is_checked(&self) -> bool {
+        true
+    }
+
+    fn check(&self, offset: usize, part: SentPart<'_>) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.verify(self.reader.sent(offset, part))?)
     }
 }
 

@@ -11,10 +11,11 @@ use crate::cuda::kv::{self, TiledHead};
 use crate::cuda::{attention, library};
 
 /// All files of kernels.
-const THEMES: [Theme; 10] = [
+const THEMES: [Theme; 11] = [
     Theme::Elementwise,
     Theme::Gemm,
     Theme::Pack,
+    Theme::Blake3,
     Theme::Evidence,
     Theme::Probe,
     Theme::Rope,
@@ -25,7 +26,7 @@ const THEMES: [Theme; 10] = [
 ];
 
 /// How many of them, from the first on, are compiled for every card without definitions.
-const PLAIN: usize = 5;
+const PLAIN: usize = 6;
 
 /// How many after these are compiled for every type of keys and values, whatever the heads.
 const BY_KV_TYPE: usize = 2;

@@ -23,6 +23,8 @@ pub enum Theme {
     Gemm,
     /// Weights into their layout.
     Pack,
+    /// Hashes of weights.
+    Blake3,
     /// Attention of any kind.
     Attention,
     /// Attention of single rows over tiled blocks.
@@ -51,6 +53,7 @@ impl Theme {
             Theme::Rope => "rope",
             Theme::Gemm => "gemm",
             Theme::Pack => "pack",
+            Theme::Blake3 => "blake3",
             Theme::Attention => "attention",
             Theme::AttentionDecode => "attention_decode",
             Theme::AttentionPrefill => "attention_prefill",
@@ -67,6 +70,7 @@ impl Theme {
             Theme::Rope => &[PRELUDE, file!("rope.cu")],
             Theme::Gemm => &[PRELUDE, file!("gemm.cu")],
             Theme::Pack => &[PRELUDE, file!("pack.cu")],
+            Theme::Blake3 => &[PRELUDE, file!("blake3.cu")],
             Theme::Attention => &[PRELUDE, file!("attention.cu")],
             Theme::AttentionDecode => &[PRELUDE, file!("attention_decode.cu")],
             Theme::AttentionPrefill => &[PRELUDE, file!("wgmma.cu"), file!("attention_prefill.cu")],

@@ -7,8 +7,10 @@ use crate::cuda::card::Card;
 use crate::cuda::compile::Theme;
 use crate::cuda::launch::{Arg, Grid, Kernel, Module};
 use crate::cuda::memory::DeviceMemory;
+use crate::cuda::staging::hashes::Hashes;
 use crate::cuda::staging::parts::{Place, Then};
-use crate::cuda::staging::{Route, Unpack};
+use crate::cuda::staging::pinned::{Pinned, Route, Shared, Unpack};
+use crate::cuda::staging::room::{Room, Twins};
 use crate::cuda::synthetic::Random;
 use crate::{Dtype, TensorError};
 
@@ -19,6 +21,9 @@ pub struct Loader {
     /// To bf16, and to f32; from each of [`SOURCES`].
     kernels: [[PackKernels; 3]; 2],
     random: Random,
+    hashes: Hashes,
+    /// Memory for the first load.
+    room: Room,
 }
 
 /// The kernels of one pair of types.
@@ -64,8 +69,9 @@ struct Transpose {
 // === impl Loader ===
 
 impl Loader {
-    /// Compiles the kernels.
+    /// Compiles the kernels, and makes room for weights meanwhile.
     pub fn new(card: &Arc<Card>) -> Result<Loader, TensorError> {
+        let room = Room::begin(card.context());
         let module = card.kernels(Theme::Pack, &[])?;
         let to = |to| -> Result<_, TensorError> {
             let [a, b, c] = SOURCES.map(|from| PackKernels::new(&module, from, to));
@@ -74,6 +80,8 @@ impl Loader {
         Ok(Loader {
             kernels: [to(Dtype::Bf16)?, to(Dtype::F32)?],
             random: Random::new(card, &module)?,
+            hashes: Hashes::new(card)?,
+            room,
             card: Arc::clone(card),
         })
     }
@@ -81,6 +89,16 @@ impl Loader {
     /// The card.
     pub fn card(&self) -> &Arc<Card> {
         &self.card
+    }
+
+    /// A new slot, with its twin among those of the load.
+    pub fn slot<'s>(&'s self, twins: &'s Twins) -> Result<Pinned<'s>, TensorError> {
+        Pinned::new(Shared { card: &self.card, hashes: &self.hashes, room: &self.room, twins })
+    }
+
+    /// Gives back the room that a load has left.
+    pub fn clear_room(&self) {
+        self.room.clear();
     }
 
     /// Fills memory with numbers.

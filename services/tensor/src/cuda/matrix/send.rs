@@ -11,7 +11,8 @@ use crate::cuda::matrix::load::{Loader, Unpacking};
 use crate::cuda::memory::DeviceMemory;
 use crate::cuda::staging::parts::Place;
 use crate::cuda::staging::queue::Queue;
-use crate::cuda::staging::{self, Job, Pinned};
+use crate::cuda::staging::room::Twins;
+use crate::cuda::staging::{self, Job, SLOTS_EACH};
 use crate::cuda::stream::Event;
 use crate::storage::Storage;
 use crate::weights::{Elements, KeptColumns, PART};
@@ -40,12 +41,10 @@ impl Cuda {
     ) -> Result<T, E> {
         let queue = Queue::new();
         let card = &**self.card();
-        let slot = || {
-            card.context().bind()?;
-            Pinned::new(card)
-        };
+        let twins = Twins::of(threads.get() * SLOTS_EACH);
         let sender = Sender { loader: &self.weights, queue: &queue };
-        let done = staging::send(&queue, threads, &slot, || work(&sender));
+        let done = staging::send(&queue, threads, &|| self.weights.slot(&twins), || work(&sender));
+        self.weights.clear_room();
         // Operations come after what has been sent, whatever became of the rest.
         let landed = Event::new(card.context())?;
         landed.record(&card.copies)?;

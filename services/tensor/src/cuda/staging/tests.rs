@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
-/// A tensor's memory on a card that takes its time: what is sent to it arrives when the slot is wanted again, or goes.
+/// A tensor's memory on a card that takes its time: what is sent to it arrives when it is waited for.
 type Memory = Arc<Mutex<Vec<u8>>>;
 
 #[derive(Default)]
@@ -13,33 +13,23 @@ struct Late {
     pending: Option<(Memory, usize, usize)>,
 }
 
-impl Late {
-    fn land(&mut self) {
-        if let Some((memory, offset, bytes)) = self.pending.take() {
-            memory.lock().unwrap()[offset..offset + bytes].copy_from_slice(&self.area[..bytes]);
-        }
-    }
-}
-
 impl Slot<Memory> for Late {
-    fn area(&mut self) -> Result<&mut [u8], TensorError> {
-        self.land();
+    fn area(&mut self) -> &mut [u8] {
+        assert!(self.pending.is_none(), "filled before it was free");
         self.area.resize(PART, 0);
-        Ok(&mut self.area)
+        &mut self.area
     }
 
-    fn send(&mut self, target: &Memory, offset: usize, bytes: usize) -> Result<(), TensorError> {
-        assert!(
-            self.pending.replace((Arc::clone(target), offset, bytes)).is_none(),
-            "filled before it was free"
-        );
+    fn send(&mut self, target: &Memory, (offset, bytes): (usize, usize), _: bool) -> Result<(), TensorError> {
+        self.pending = Some((Arc::clone(target), offset, bytes));
         Ok(())
     }
-}
 
-impl Drop for Late {
-    fn drop(&mut self) {
-        self.land();
+    fn wait(&mut self) -> Result<SentPart<'_>, TensorError> {
+        let (memory, offset, bytes) = self.pending.take().unwrap();
+        let bytes = &self.area[..bytes];
+        memory.lock().unwrap()[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(SentPart { bytes, subtrees: &[] })
     }
 }
 
@@ -58,6 +48,38 @@ impl Elements for Broken {
     fn read(&self, offset: usize, _: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         if offset / PART == self.broken { Err(Box::new(io::Error::other("torn"))) } else { Ok(()) }
+    }
+}
+
+/// A tensor whose parts are checked; the one that begins at `wrong` is not what it should be.
+struct Checked {
+    bytes: usize,
+    wrong: usize,
+    checked: Arc<Mutex<Vec<(usize, usize)>>>,
+}
+
+impl Elements for Checked {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn read(&self, offset: usize, to: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        to.fill((offset / PART) as u8);
+        Ok(())
+    }
+
+    fn is_checked(&self) -> bool {
+        true
+    }
+
+    fn check(
+        &self,
+        offset: usize,
+        part: SentPart<'_>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        assert!(part.bytes.iter().all(|&byte| usize::from(byte) == offset / PART));
+        self.checked.lock().unwrap().push((offset, part.bytes.len()));
+        if offset == self.wrong { Err(Box::new(io::Error::other("wrong"))) } else { Ok(()) }
     }
 }
 
@@ -119,6 +141,46 @@ fn what_cannot_be_read_ends_the_sending() {
 }
 
 #[test]
+fn every_part_is_checked_once_before_it_is_over() {
+    let lengths = [3 * PART, 1, PART + 3, 2 * PART];
+    for count in [1, 2, 5] {
+        let queue = Queue::new();
+        let checked = lengths.map(|_| Arc::<Mutex<Vec<_>>>::default());
+        let result = send(&queue, threads(count), &slot, || {
+            lengths.iter().zip(&checked).try_for_each(|(&bytes, checked)| {
+                let target = Arc::new(Mutex::new(vec![0; bytes]));
+                let elements = Checked { bytes, wrong: usize::MAX, checked: Arc::clone(checked) };
+                queue.push(Job { elements: Box::new(elements), target }, bytes.div_ceil(PART))
+            })
+        });
+        result.unwrap();
+        for (bytes, checked) in lengths.into_iter().zip(checked) {
+            let mut checked = std::mem::take(&mut *checked.lock().unwrap());
+            checked.sort_unstable();
+            let parts = (0..bytes).step_by(PART).map(|offset| (offset, PART.min(bytes - offset)));
+            assert_eq!(checked, parts.collect::<Vec<_>>(), "{bytes} bytes by {count} threads");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_part_ends_the_sending_even_if_it_is_the_last() {
+    let bytes = 3 * PART;
+    for (count, wrong) in [(1, 0), (1, 2 * PART), (4, PART)] {
+        let queue = Queue::new();
+        let result = send(&queue, threads(count), &slot, || {
+            let elements = Checked { bytes, wrong, checked: Arc::default() };
+            let target = Arc::new(Mutex::new(vec![0; bytes]));
+            queue.push(Job { elements: Box::new(elements), target }, 3)
+        });
+        match result {
+            Err(error @ TensorError::Elements { .. }) => assert_eq!(error.to_string(), "wrong"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn without_slots_nothing_is_sent() {
     let bytes = [1_u8; 3];
     let queue = Queue::new();
@@ -147,12 +209,16 @@ fn work_that_fails_takes_what_waits_with_it() {
 struct Nowhere;
 
 impl Slot<Nowhere> for Late {
-    fn area(&mut self) -> Result<&mut [u8], TensorError> {
+    fn area(&mut self) -> &mut [u8] {
         self.area.resize(PART, 0);
-        Ok(&mut self.area)
+        &mut self.area
     }
 
-    fn send(&mut self, _: &Nowhere, _: usize, _: usize) -> Result<(), TensorError> {
+    fn send(&mut self, _: &Nowhere, _: (usize, usize), _: bool) -> Result<(), TensorError> {
         Ok(())
+    }
+
+    fn wait(&mut self) -> Result<SentPart<'_>, TensorError> {
+        Ok(SentPart { bytes: &[], subtrees: &[] })
     }
 }

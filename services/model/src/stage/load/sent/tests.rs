@@ -1,9 +1,11 @@
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use asterism_tensor::TensorError;
+use asterism_tensor::{Compute, CudaOptions, Device, Embedding, TensorError};
 
 use super::*;
+use crate::content;
 use crate::stage::unwatched;
 
 /// One tensor of three parts, the last one not whole.
@@ -32,12 +34,18 @@ fn manifest(checkpoint: &Checkpoint) -> Manifest {
     Manifest::make(checkpoint, &unwatched).unwrap()
 }
 
-/// As the threads that send see it: parts in any order, errors in a box.
+/// As the threads that send see it: parts in any order, checked after others have been read, errors in a box.
 fn send(kept: Kept<'_>) -> Result<Vec<u8>, ModelError> {
     let (_, elements) = kept.elements(&source())?;
     let mut bytes = vec![0; elements.bytes()];
     for (index, part) in bytes.chunks_mut(PART).enumerate().rev() {
         elements.read(index * PART, part).map_err(|source| TensorError::Elements { source })?;
+    }
+    assert!(elements.is_checked());
+    for (index, part) in bytes.chunks(PART).enumerate() {
+        let subtrees = content::tests::subtrees(index * PART, part);
+        let part = SentPart { bytes: part, subtrees: &subtrees };
+        elements.check(index * PART, part).map_err(|source| TensorError::Elements { source })?;
     }
     Ok(bytes)
 }
@@ -98,4 +106,41 @@ fn whoever_watches_may_end_it() {
     let kept =
         Kept { checkpoint: &checkpoint, manifest: &manifest, advance: &|_| Err(ModelError::LoadStopped) };
     assert!(matches!(send(kept), Err(ModelError::LoadStopped)));
+}
+
+/// The first card, where tests are told to run on one.
+fn card() -> Option<Device> {
+    let is_wanted = std::env::var("ASTERISM_TEST_CUDA").is_ok_and(|wish| wish == "1");
+    let options = CudaOptions { ordinal: 0, deterministic: true, cache: None };
+    is_wanted.then(|| Device::cuda(options).unwrap())
+}
+
+#[test]
+fn a_byte_changed_in_the_file_is_found_by_a_card() {
+    let Some(device) = card() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint(folder.path());
+    let manifest = manifest(&checkpoint);
+    let load = || -> Result<Embedding, ModelError> {
+        let kept = Kept { checkpoint: &checkpoint, manifest: &manifest, advance: &|_| Ok(()) };
+        device.send_weights(|sender| {
+            let (dtype, elements) = kept.elements(&source())?;
+            Ok(sender.embedding(dtype, [ELEMENTS, 1], elements, Compute::Bf16)?)
+        })
+    };
+    load().unwrap();
+    let file = File::options().read(true).write(true).open(file(folder.path())).unwrap();
+    let end = file.metadata().unwrap().len();
+    // In the last part, in what the host hashes; in the first, in what the card does.
+    for at in [end - 7, 5000] {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        match load().map(|_| ()) {
+            Err(ModelError::WrongContent { name, .. }) => assert_eq!(name, "wide"),
+            other => panic!("byte {at}: {other:?}"),
+        }
+        file.write_all_at(&byte, at).unwrap();
+    }
+    load().unwrap();
 }
