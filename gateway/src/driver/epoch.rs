@@ -234,7 +234,8 @@ impl<'d> Epoch<'d> {
     }
 
     fn on_report(&mut self, stage: usize, report: StepReport, now: Instant) -> Result<(), EpochEnd> {
-        if stage + 1 == self.clocks.len() {
+        let is_last = stage + 1 == self.clocks.len();
+        if is_last {
             self.timeline.read(report.step);
         }
         let epoch = self.joined.holder.epoch;
@@ -255,7 +256,7 @@ impl<'d> Epoch<'d> {
         for evidence in report.evidence {
             self.on_evidence(report.step, evidence);
         }
-        if stage + 1 == self.clocks.len() {
+        if is_last {
             self.timeline.drawn(report.step, rows);
         }
         if progress.done {

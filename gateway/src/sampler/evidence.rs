@@ -1,7 +1,10 @@
 //! What the last stage reports of a row, checked once at the edge.
 
+use std::collections::HashSet;
+
 use asterism_proto::list::{NotWhole, Number, unpack};
 use asterism_proto::shard::v1;
+use foldhash::fast::RandomState;
 
 use super::sampling::Sampling;
 
@@ -179,37 +182,10 @@ fn check_ids(ids: &[u32], vocab: u32) -> Result<(), EvidenceError> {
     if let Some(&id) = ids.iter().find(|&&id| id >= vocab) {
         return Err(EvidenceError::IdOutOfRange { id, vocab });
     }
-    match Seen::of(ids.len()).first_twice(ids) {
-        Some(id) => Err(EvidenceError::Twice { id }),
+    let mut seen = HashSet::with_capacity_and_hasher(ids.len(), RandomState::default());
+    match ids.iter().find(|&&id| !seen.insert(id)) {
+        Some(&id) => Err(EvidenceError::Twice { id }),
         None => Ok(()),
-    }
-}
-
-/// A set of ids of the vocabulary: a table at most half full, searched on from where an id belongs. No token is drawn before its
-/// row's ids have been through it, so it has no more to do than that.
-struct Seen {
-    places: Vec<u32>,
-}
-
-impl Seen {
-    /// No id: the vocabulary has fewer.
-    const NONE: u32 = u32::MAX;
-
-    /// Room for so many.
-    fn of(ids: usize) -> Self {
-        Self { places: vec![Self::NONE; (2 * ids).next_power_of_two()] }
-    }
-
-    /// The first id that stands twice.
-    fn first_twice(mut self, ids: &[u32]) -> Option<u32> {
-        let last = self.places.len() - 1;
-        ids.iter().copied().find(|&id| {
-            let mut place = (id.wrapping_mul(0x9e37_79b9) >> 8) as usize & last;
-            while self.places[place] != Self::NONE && self.places[place] != id {
-                place = (place + 1) & last;
-            }
-            std::mem::replace(&mut self.places[place], id) == id
-        })
     }
 }
 

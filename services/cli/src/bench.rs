@@ -29,14 +29,13 @@ use crate::up::model_folder;
 ///
 /// On the CPU, `--local` runs the model in this process and prints, at one and at two threads: tokens/s of decode (one
 /// sequence) beside the memory's read bandwidth, since every token reads every weight once; tokens/s of prefill beside the
-/// peak rate of the instruction that multiplies; and what a second shard adds to a token's time, through memory and through
-/// loopback sockets.
+/// time that its multiplications take at the peak rates of the instructions that do them; and what a second shard adds to a
+/// token's time, through memory and through loopback sockets.
 ///
 /// On a card it runs whole steps in this process: decode of several sequences beside the time that copying the same bytes
 /// (weights and KV) would take, prefill beside the rate of a large multiplication, and the loading of a checkpoint beside the
-/// slower of reading and uploading. With `--streams`, also through the
-/// gateway, with the sampling that the model's generation_config names. All figures are medians. Keep the machine quiet
-/// meanwhile.
+/// slower of reading and uploading. With `--streams`, also through the gateway, with the sampling that the model's
+/// generation_config names, and nothing computed ahead. All figures are medians. Keep the machine quiet meanwhile.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "\
@@ -50,7 +49,7 @@ Examples:
 pub struct Arguments {
     #[command(subcommand)]
     of_a_server: Option<OfAServer>,
-    /// In this process and on its own sockets, which is all there is so far.
+    /// The model on this machine's CPU, in this process.
     #[arg(long)]
     local: bool,
     /// The model's folder, or `demo`.

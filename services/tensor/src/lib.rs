@@ -33,7 +33,9 @@ mod weights;
 pub use cpu::isa::Isa;
 pub use cpu::pack::{Columns, Layout};
 pub use cpu::probe::Limits;
-pub use cuda::{Counters, CudaLimits, CudaOptions, Graphs, KernelReport, MatmulPlans, Sender, senders};
+pub use cuda::{
+    Counters, CudaLimits, CudaOptions, Graphs, KernelReport, MatmulPlans, Sender, sending_threads,
+};
 pub use device::{CpuOptions, Device};
 pub use dtype::{Compute, Dtype, KvType};
 pub use edge::{Edge, EdgeBuffer, EdgeBytes, EdgeRoom, Staged, StepTimes};

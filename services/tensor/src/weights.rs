@@ -85,7 +85,7 @@ impl Device {
     ) -> Result<T, E> {
         match self {
             Device::Cpu(_) => Err(TensorError::OtherDevice.into()),
-            Device::Cuda(cuda) => cuda.send_weights(crate::cuda::senders(), work),
+            Device::Cuda(cuda) => cuda.send_weights(crate::cuda::sending_threads(), work),
         }
     }
 }

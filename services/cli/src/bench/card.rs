@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use asterism_model::stage::{StageInfo, StageOptions};
 use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage};
 use asterism_shard::{DeviceName, DeviceOptions, OpenedWeights, Weights};
-use asterism_tensor::{BLOCK_ROWS, Compute, CudaLimits, KernelReport, KvType, senders};
+use asterism_tensor::{BLOCK_ROWS, Compute, CudaLimits, KernelReport, KvType, sending_threads};
 
 pub use self::steps::Prompts;
 use self::steps::{EVIDENCE_ROWS, Steps};
@@ -129,7 +129,7 @@ fn loading(
     took: Duration,
     limits: &CudaLimits,
 ) -> Result<(), ModelError> {
-    let threads = senders();
+    let threads = sending_threads();
     let began = Instant::now();
     let read = checkpoint.read_through(threads)? as f64 / began.elapsed().as_secs_f64();
     let rate = bytes as f64 / took.as_secs_f64();

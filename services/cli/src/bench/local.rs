@@ -119,13 +119,10 @@ impl Run<'_> {
     /// Feeds `token_ids` from `first_position` on; the best token after them.
     fn step(&mut self, token_ids: &[u32], first_position: usize) -> Result<u32, ModelError> {
         let evidence = [first_position + token_ids.len() - 1];
-        let span = Span {
-            first_position,
-            token_ids,
-            blocks: &self.blocks,
-            prompt_len: LONGEST,
-            evidence: &evidence,
-        };
+        // What follows a prompt was drawn; so was all but the first token of a sequence that is decoded from its beginning.
+        let prompt_len = token_ids.len();
+        let blocks = &self.blocks;
+        let span = Span { first_position, token_ids, blocks, prompt_len, evidence: &evidence };
         self.stage.forward(&Batch { spans: &[span] }, Input::Tokens, &mut |_| ControlFlow::Continue(()))?;
         let (row, slot, top_k) = (0, 0, 1);
         let processors = Processors::NONE;

@@ -27,7 +27,7 @@ pub struct Times {
     pub sockets: Duration,
 }
 
-/// All systems are there at once and answer in turns, so that whatever else the machine does falls on all.
+/// Measures these times. All systems are there at once and answer in turns, so that whatever else the machine does falls on all.
 pub async fn measure(model: &Path, compute: ComputeType) -> Result<Times, Box<dyn Error>> {
     let start = async |shards, transport| Measured::start(model, compute, (shards, transport)).await;
     let mut one = start(NonZeroUsize::MIN, Transport::Memory).await?;

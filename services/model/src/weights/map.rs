@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +17,7 @@ pub(crate) struct Mapped(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     map: Mmap,
+    #[cfg(unix)]
     file: File,
     path: PathBuf,
 }
@@ -33,7 +33,13 @@ impl Mapped {
         // writes new folders and renames them into place. A file that is changed all the same gives other bytes, which
         // the manifest's hashes find; one that is cut short while mapped ends the process by SIGBUS, not by bad reads.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| ModelError::io(path, e))?;
-        Ok(Self(Arc::new(Inner { map, file, path: path.to_owned() })))
+        let path = path.to_owned();
+        Ok(Self(Arc::new(Inner {
+            map,
+            #[cfg(unix)]
+            file,
+            path,
+        })))
     }
 
     /// The whole file.
@@ -48,8 +54,17 @@ impl Mapped {
 
     /// Copies the bytes from `offset` on to all of `to`, past the map: several threads copy what lies in memory faster that
     /// way, since no page has to be mapped, and a file that was cut short is an error.
+    #[cfg(unix)]
     pub fn read(&self, offset: usize, to: &mut [u8]) -> io::Result<()> {
-        self.0.file.read_exact_at(to, offset as u64)
+        std::os::unix::fs::FileExt::read_exact_at(&self.0.file, to, offset as u64)
+    }
+
+    /// Copies the bytes from `offset` on to all of `to`.
+    #[cfg(not(unix))]
+    pub fn read(&self, offset: usize, to: &mut [u8]) -> io::Result<()> {
+        let from = self.slice(offset, to.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        to.copy_from_slice(from);
+        Ok(())
     }
 
     /// Where the file was opened.

@@ -41,7 +41,7 @@ pub use gemm::MatmulPlans;
 pub use graph::Graphs;
 pub use limits::CudaLimits;
 pub use matrix::Sender;
-pub use staging::threads as senders;
+pub use staging::threads as sending_threads;
 
 /// How to use a card.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -27,7 +27,7 @@ const HOPELESS: f32 = 1.1;
 
 /// How much faster a candidate must be whose multiprocessors do unequal shares. Which of them get more depends on what
 /// ran before: where the same multiplication follows itself it is dealt out well, in a step it may not be, and then
-/// takes a fifth longer (228 tiles on an H200: 26.3 ms instead of 25.2 for a step of 64 layers).
+/// takes about a tenth longer (228 tiles on an H200: 26.3 ms instead of 25.2 for a step of 64 layers).
 const EVEN_GAIN: f32 = 1.015;
 
 /// Milliseconds of work in a candidate's first time, so that the launch does not show, and in each of those that decide.
