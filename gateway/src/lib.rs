@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod sampler;
 pub mod scheduler;
 pub mod service;
+pub mod sessions;
 pub mod speculation;
 pub mod tenants;
 pub mod text;

@@ -1,0 +1,232 @@
+//! Where sessions are kept: one trait, several stores.
+//!
+//! A store holds no policy and no clock. Each call is one durable step: once it returns, what it did outlives a killed process
+//! and, [`Store::append`] excepted, a power cut. A call that fails has done nothing. Every call names its tenant, and what
+//! belongs to another is not found.
+
+use std::fmt::Debug;
+
+use futures::future::BoxFuture;
+
+use super::record::{Answer, NewTurn, Session, SessionId, Settings, Turn, TurnId};
+
+/// What a call gives once it is done.
+pub type Stored<'s, T> = BoxFuture<'s, Result<T, StoreError>>;
+
+/// Keeps sessions and turns.
+pub trait Store: Debug + Send + Sync {
+    /// Makes a session. Under a `key` that this tenant made a session with before, it is that one, unchanged.
+    ///
+    /// # Errors
+    /// The key was used with other `settings` (the time they were made excepted), or the tenant has too many sessions.
+    fn create(&self, tenant: &str, id: SessionId, key: Key, settings: Settings) -> Stored<'_, Session>;
+
+    /// A session.
+    fn session(&self, tenant: &str, id: SessionId) -> Stored<'_, Session>;
+
+    /// The `most` newest of a tenant's sessions that are older than `before`, newest first.
+    fn sessions(&self, tenant: &str, before: Option<SessionId>, most: u32) -> Stored<'_, Vec<Session>>;
+
+    /// At most `most` turns of a session, from the one at `first` on.
+    fn turns(&self, tenant: &str, id: SessionId, first: u32, most: u32) -> Stored<'_, Vec<Turn>>;
+
+    /// Accepts a turn as a session's last; it runs from now on. Under a `key` that this session accepted a turn with before,
+    /// it is that one, unchanged.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`]: a turn runs, the version is another, or the key was used with other messages.
+    fn begin(&self, tenant: &str, id: SessionId, turn: BeginTurn) -> Stored<'_, Begun>;
+
+    /// Takes back a turn that was begun and has no tokens, as if it had never been accepted. Nothing happens if it has ended.
+    fn discard(&self, turn: TurnId) -> Stored<'_, ()>;
+
+    /// Adds tokens to the answers of running turns, in one write. It outlives a killed process; a power cut may take what came
+    /// in the last 50 ms.
+    fn append(&self, tokens: Vec<Appended>) -> Stored<'_, ()>;
+
+    /// Notes that a running turn is to end with the tokens that it has. Nothing happens if it has ended.
+    fn stop(&self, turn: TurnId) -> Stored<'_, ()>;
+
+    /// Commits a running turn's answer; the session's version since then. A turn that has ended stays as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::NoTurn`].
+    fn finish(&self, turn: TurnId, answer: Answer) -> Stored<'_, u64>;
+
+    /// The turns that run under nobody: now under the caller, to be gone on with.
+    fn claim(&self) -> Stored<'_, Vec<Claimed>>;
+
+    /// Makes a session whose first `turns` turns are those of another, shared with it. Keys are as in [`Store::create`].
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`]: the last of them runs. [`StoreError::TooFewTurns`].
+    fn fork(&self, tenant: &str, source: SessionId, fork: Fork) -> Stored<'_, Session>;
+
+    /// Forgets all but a session's first `turns` turns.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`]: a turn runs or the version is another. [`StoreError::TooFewTurns`].
+    fn truncate(&self, tenant: &str, id: SessionId, change: Change, turns: u32) -> Stored<'_, Session>;
+
+    /// Forgets a session, and those of its turns that no other shares.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`]: a turn runs or the version is another.
+    fn delete(&self, tenant: &str, id: SessionId, change: Change) -> Stored<'_, ()>;
+
+    /// Forgets sessions that were last changed before `before_ms` and in which no turn runs, `most` at once; how many it were.
+    fn expire(&self, before_ms: u64, most: u32) -> Stored<'_, u32>;
+}
+
+/// What a caller names an attempt by, so that trying again does nothing twice; empty: nothing.
+pub type Key = String;
+
+/// A turn to accept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BeginTurn {
+    /// Its name.
+    pub id: TurnId,
+    /// The version that the session must have; `None`: any.
+    pub version: Option<u64>,
+    /// Names the attempt.
+    pub key: Key,
+    /// What is accepted.
+    pub turn: NewTurn,
+}
+
+/// A turn that was accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Begun {
+    /// The turn; not the one given where its key was used before.
+    pub turn: Turn,
+    /// The session since then.
+    pub session: Session,
+}
+
+/// Tokens of one turn's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Whose.
+    pub turn: TurnId,
+    /// How many it had before.
+    pub first: u32,
+    /// The ids.
+    pub token_ids: Vec<u32>,
+}
+
+/// A turn to go on with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claimed {
+    /// Whose session it is.
+    pub tenant: String,
+    /// The session.
+    pub session: SessionId,
+    /// The turn; its answer is open.
+    pub turn: Turn,
+    /// The ids of its answer so far.
+    pub token_ids: Vec<u32>,
+    /// Whether it is to end with them.
+    pub stop: bool,
+}
+
+/// A session to make of another's turns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fork {
+    /// Its name.
+    pub id: SessionId,
+    /// Names the attempt.
+    pub key: Key,
+    /// How many turns it begins with.
+    pub turns: u32,
+    /// What it is made with.
+    pub settings: Settings,
+}
+
+/// What a change of a session needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The version that the session must have; `None`: any.
+    pub version: Option<u64>,
+    /// The time, in milliseconds since 1970.
+    pub now_ms: u64,
+}
+
+/// How much a tenant may keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Sessions.
+    pub sessions: u64,
+    /// Bytes of turns and answers, as they are kept; a turn that sessions share counts once.
+    pub bytes: u64,
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such session, or it is another's.
+    #[error("there is no session {0}")]
+    NoSession(SessionId),
+    /// There is no such turn.
+    #[error("there is no turn {0}")]
+    NoTurn(TurnId),
+    /// Another change came first.
+    #[error("session {session} {why}; its version is {version}")]
+    Conflict {
+        /// The session.
+        session: SessionId,
+        /// Its version now.
+        version: u64,
+        /// In what way.
+        why: Conflict,
+    },
+    /// A key was used before, for something else.
+    #[error("the idempotency key {0:?} was used for another request")]
+    KeyReused(Key),
+    /// A session has fewer turns.
+    #[error("session {session} has {has} turns, not {wanted}")]
+    TooFewTurns {
+        /// The session.
+        session: SessionId,
+        /// Its turns.
+        has: u32,
+        /// Those named.
+        wanted: u32,
+    },
+    /// The tenant keeps as much as it may.
+    #[error("the tenant keeps {kept} {what}, and may keep {most}")]
+    Quota {
+        /// sessions or bytes
+        what: &'static str,
+        /// So many.
+        kept: u64,
+        /// And no more than these.
+        most: u64,
+    },
+    /// Nothing can be written now, as with a full disk; reads go on.
+    #[error("nothing can be stored now: {0}")]
+    Unwritable(String),
+    /// Nothing can be read or written now.
+    #[error("the store does not answer: {0}")]
+    Unreachable(String),
+    /// What is stored cannot be understood.
+    #[error("what is stored is damaged: {0}")]
+    Damaged(String),
+}
+
+/// In what way another change came first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conflict {
+    /// A turn runs.
+    Running,
+    /// The version is another.
+    Version,
+}
+
+impl std::fmt::Display for Conflict {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Running => "has a turn that runs",
+            Self::Version => "was changed",
+        })
+    }
+}
