@@ -1,8 +1,8 @@
 //! Where sessions are kept: one trait, several stores.
 //!
 //! A store holds no policy and no clock. Each call is one durable step: once it returns, what it did outlives a killed process
-//! and, [`Store::append`] excepted, a power cut. A call that fails has done nothing. Every call names its tenant, and what
-//! belongs to another is not found.
+//! and, [`Store::append`] excepted, a power cut. A call that fails has done nothing. Every call of a session names its tenant,
+//! and what belongs to another is not found. Sessions and turns get their names from the caller, fresh ones.
 
 use std::fmt::Debug;
 
@@ -14,12 +14,18 @@ use super::record::{Answer, NewTurn, Session, SessionId, Settings, Turn, TurnId}
 pub type Stored<'s, T> = BoxFuture<'s, Result<T, StoreError>>;
 
 /// Keeps sessions and turns.
+///
+/// A session's version is 1 at first and grows by one whenever a turn of it begins, ends or is taken back, and when it is
+/// truncated; its time of change is what the caller gave with that (a turn taken back excepted). Beside the errors named, a
+/// call of a session gives [`StoreError::NoSession`].
 pub trait Store: Debug + Send + Sync {
-    /// Makes a session. Under a `key` that this tenant made a session with before, it is that one, unchanged.
+    /// Makes a session. Under a key that this tenant made a session with before, and that session still kept, it is that one,
+    /// as it is now.
     ///
     /// # Errors
-    /// The key was used with other `settings` (the time they were made excepted), or the tenant has too many sessions.
-    fn create(&self, tenant: &str, id: SessionId, key: Key, settings: Settings) -> Stored<'_, Session>;
+    /// [`StoreError::KeyReused`]: the session was made with other settings (the time excepted), or by a fork.
+    /// [`StoreError::SessionExists`]. [`StoreError::Quota`]: the tenant has too many sessions.
+    fn create(&self, tenant: &str, session: NewSession) -> Stored<'_, Session>;
 
     /// A session.
     fn session(&self, tenant: &str, id: SessionId) -> Stored<'_, Session>;
@@ -27,59 +33,79 @@ pub trait Store: Debug + Send + Sync {
     /// The `most` newest of a tenant's sessions that are older than `before`, newest first.
     fn sessions(&self, tenant: &str, before: Option<SessionId>, most: u32) -> Stored<'_, Vec<Session>>;
 
-    /// At most `most` turns of a session, from the one at `first` on.
+    /// At most `most` turns of a session, from the one at `first` on; none past its end.
     fn turns(&self, tenant: &str, id: SessionId, first: u32, most: u32) -> Stored<'_, Vec<Turn>>;
 
-    /// Accepts a turn as a session's last; it runs from now on. Under a `key` that this session accepted a turn with before,
-    /// it is that one, unchanged.
+    /// Accepts a turn as a session's last; it runs from now on, under the caller. Under a key that this session accepted a turn
+    /// with before, and still has, it is that one, as it is now, whatever else would be refused.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`]: a turn runs, the version is another, or the key was used with other messages.
+    /// [`StoreError::KeyReused`]: the turn accepted with it has other messages. [`StoreError::Conflict`]: a turn runs or the
+    /// version is another. [`StoreError::TurnExists`]. [`StoreError::Quota`]: the tenant would keep too many bytes.
     fn begin(&self, tenant: &str, id: SessionId, turn: BeginTurn) -> Stored<'_, Begun>;
 
-    /// Takes back a turn that was begun and has no tokens, as if it had never been accepted. Nothing happens if it has ended.
+    /// Takes back a running turn, which should have no tokens, as if it had never been accepted (but the version grows). Nothing
+    /// happens if it does not run.
     fn discard(&self, turn: TurnId) -> Stored<'_, ()>;
 
     /// Adds tokens to the answers of running turns, in one write. It outlives a killed process; a power cut may take what came
-    /// in the last 50 ms.
+    /// in the last 50 ms. Tokens of a turn that does not run are left out.
     fn append(&self, tokens: Vec<Appended>) -> Stored<'_, ()>;
 
-    /// Notes that a running turn is to end with the tokens that it has. Nothing happens if it has ended.
+    /// Notes that a running turn is to end with the tokens that it has. Nothing happens if it does not run.
     fn stop(&self, turn: TurnId) -> Stored<'_, ()>;
 
-    /// Commits a running turn's answer; the session's version since then. A turn that has ended stays as it is.
+    /// Commits a running turn's answer, in the place of its tokens; the session's version since then. A turn that has ended
+    /// stays as it is, and the version is the one now. No quota refuses it.
     ///
     /// # Errors
-    /// [`StoreError::NoTurn`].
+    /// [`StoreError::NoTurn`]: the session in which it was begun does not have it (any more).
     fn finish(&self, turn: TurnId, answer: Answer) -> Stored<'_, u64>;
 
-    /// The turns that run under nobody: now under the caller, to be gone on with.
+    /// The turns that run under nobody, as those of a killed process do, in the order of their ids: now under the caller, to be
+    /// gone on with.
     fn claim(&self) -> Stored<'_, Vec<Claimed>>;
 
-    /// Makes a session whose first `turns` turns are those of another, shared with it. Keys are as in [`Store::create`].
+    /// Makes a session whose first `turns` turns are those of another, shared with it. Keys are those of [`Store::create`].
     ///
     /// # Errors
-    /// [`StoreError::Conflict`]: the last of them runs. [`StoreError::TooFewTurns`].
+    /// [`StoreError::KeyReused`]: the session made with it was not made as this fork of this source, or with other settings
+    /// (the time excepted). [`StoreError::TooFewTurns`]. [`StoreError::Conflict`]: the last of the turns runs.
+    /// [`StoreError::SessionExists`]. [`StoreError::Quota`]: the tenant has too many sessions.
     fn fork(&self, tenant: &str, source: SessionId, fork: Fork) -> Stored<'_, Session>;
 
-    /// Forgets all but a session's first `turns` turns.
+    /// Forgets all but a session's first `turns` turns, and their keys.
     ///
     /// # Errors
     /// [`StoreError::Conflict`]: a turn runs or the version is another. [`StoreError::TooFewTurns`].
     fn truncate(&self, tenant: &str, id: SessionId, change: Change, turns: u32) -> Stored<'_, Session>;
 
-    /// Forgets a session, and those of its turns that no other shares.
+    /// Forgets a session, its key, and those of its turns that no other shares.
     ///
     /// # Errors
     /// [`StoreError::Conflict`]: a turn runs or the version is another.
     fn delete(&self, tenant: &str, id: SessionId, change: Change) -> Stored<'_, ()>;
 
-    /// Forgets sessions that were last changed before `before_ms` and in which no turn runs, `most` at once; how many it were.
+    /// Forgets sessions of all tenants that were last changed before `before_ms` and in which no turn runs, `most` at once, the
+    /// least recently changed first; how many it were.
     fn expire(&self, before_ms: u64, most: u32) -> Stored<'_, u32>;
 }
 
 /// What a caller names an attempt by, so that trying again does nothing twice; empty: nothing.
 pub type Key = String;
+
+/// A session to make.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewSession {
+    /// Its name.
+    pub id: SessionId,
+    /// Names the attempt.
+    pub key: Key,
+    /// What it is made with.
+    pub settings: Settings,
+    /// What its tenant may keep.
+    pub quota: Quota,
+}
 
 /// A turn to accept.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +118,8 @@ pub struct BeginTurn {
     pub key: Key,
     /// What is accepted.
     pub turn: NewTurn,
+    /// What the session's tenant may keep.
+    pub quota: Quota,
 }
 
 /// A turn that was accepted.
@@ -140,6 +168,8 @@ pub struct Fork {
     pub turns: u32,
     /// What it is made with.
     pub settings: Settings,
+    /// What its tenant may keep.
+    pub quota: Quota,
 }
 
 /// What a change of a session needs.
@@ -156,7 +186,7 @@ pub struct Change {
 pub struct Quota {
     /// Sessions.
     pub sessions: u64,
-    /// Bytes of turns and answers, as they are kept; a turn that sessions share counts once.
+    /// Bytes of turns and answers, encoded; a turn that sessions share counts once.
     pub bytes: u64,
 }
 
@@ -169,6 +199,12 @@ pub enum StoreError {
     /// There is no such turn.
     #[error("there is no turn {0}")]
     NoTurn(TurnId),
+    /// The name of a session to make is another's already.
+    #[error("there is a session {0} already")]
+    SessionExists(SessionId),
+    /// The name of a turn to accept is another's already.
+    #[error("there is a turn {0} already")]
+    TurnExists(TurnId),
     /// Another change came first.
     #[error("session {session} {why}; its version is {version}")]
     Conflict {
