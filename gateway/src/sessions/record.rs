@@ -70,6 +70,13 @@ pub struct Settings {
     pub forked_from: Vec<u8>,
 }
 
+impl Settings {
+    /// Whether the same was asked for, though at another time.
+    pub fn same_request(&self, other: &Self) -> bool {
+        *self == Self { created_ms: self.created_ms, ..other.clone() }
+    }
+}
+
 /// How past answers enter a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]

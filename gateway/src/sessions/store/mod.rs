@@ -4,6 +4,10 @@
 //! and, [`Store::append`] excepted, a power cut. A call that fails has done nothing. Every call of a session names its tenant,
 //! and what belongs to another is not found. Sessions and turns get their names from the caller, fresh ones.
 
+pub mod memory;
+#[cfg(test)]
+mod suite;
+
 use std::fmt::Debug;
 
 use futures::future::BoxFuture;
@@ -49,7 +53,10 @@ pub trait Store: Debug + Send + Sync {
     fn discard(&self, turn: TurnId) -> Stored<'_, ()>;
 
     /// Adds tokens to the answers of running turns, in one write. It outlives a killed process; a power cut may take what came
-    /// in the last 50 ms. Tokens of a turn that does not run are left out.
+    /// in the last 50 ms. Tokens of a turn that does not run are left out, and those that it has already passed over.
+    ///
+    /// # Errors
+    /// [`StoreError::NotNext`], [`StoreError::OtherToken`].
     fn append(&self, tokens: Vec<Appended>) -> Stored<'_, ()>;
 
     /// Notes that a running turn is to end with the tokens that it has. Nothing happens if it does not run.
@@ -218,6 +225,24 @@ pub enum StoreError {
     /// A key was used before, for something else.
     #[error("the idempotency key {0:?} was used for another request")]
     KeyReused(Key),
+    /// Tokens do not follow those that a turn has.
+    #[error("the tokens from {first} on do not follow the {has} that turn {turn} has")]
+    NotNext {
+        /// The turn.
+        turn: TurnId,
+        /// How many it has.
+        has: usize,
+        /// How many it was said to have.
+        first: u32,
+    },
+    /// A token is not the one that a turn has.
+    #[error("turn {turn} has another token {index}")]
+    OtherToken {
+        /// The turn.
+        turn: TurnId,
+        /// The place of the first that differs.
+        index: usize,
+    },
     /// A session has fewer turns.
     #[error("session {session} has {has} turns, not {wanted}")]
     TooFewTurns {
