@@ -23,6 +23,7 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Shards {
     clients: Vec<(String, ShardClient<Channel>)>,
+    registry: Registry,
 }
 
 /// A pipeline that this driver holds.
@@ -59,7 +60,8 @@ impl Shards {
             let channel = Dial::new(address, Traffic::Internal, registry)?.lazy();
             Ok((address.clone(), ShardClient::new(channel).max_decoding_message_size(CONTROL_MESSAGE_LIMIT)))
         };
-        Ok(Self { clients: addresses.iter().map(client).collect::<Result<_, _>>()? })
+        let clients = addresses.iter().map(client).collect::<Result<_, _>>()?;
+        Ok(Self { clients, registry: registry.clone() })
     }
 
     /// Asks all shards at once what they are.
@@ -108,7 +110,9 @@ impl Shards {
                 steps_in_flight,
             };
             within(JOIN_DEADLINE, client.join(request)).await.map_err(refused("join"))?;
-            within(OPEN_DEADLINE, streams.open(&mut client, &holder)).await.map_err(refused("run"))?;
+            let door = self.registry.run_door(&member.address);
+            let opened = within(OPEN_DEADLINE, streams.open(&mut client, door, &holder)).await;
+            opened.map_err(refused("run"))?;
             clients.insert(0, client);
             downstream_address = match member.description.advertised_address.as_str() {
                 "" => member.address.clone(),

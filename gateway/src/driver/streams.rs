@@ -1,20 +1,24 @@
 //! The `Run` streams to all stages of an epoch: plans out to every stage at once, reports and beats back.
 //!
 //! Plans are queued and reports are read by whoever asks for the next, so neither can wait for the other. Dropping
-//! [`Streams`] closes them all, which ends the epoch on every shard.
+//! [`Streams`] closes them all, which ends the epoch on every shard. A stage within this process is spoken to through its
+//! [door](RunDoor), all others over their connections.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use asterism_process::inproc::{PlanIntake, RunCall, RunDoor};
 use asterism_proto::shard::v1::shard_client::ShardClient;
 use asterism_proto::shard::v1::{
     Beat, Holder, RunRequest, RunResponse, StepPlan, StepReport, run_request, run_response,
 };
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
 
 /// What a stage's stream brought.
 #[derive(Clone, Debug)]
@@ -29,13 +33,21 @@ pub enum StageEvent {
 
 /// All stages' streams.
 pub struct Streams {
-    plans: Vec<mpsc::Sender<RunRequest>>,
+    plans: Vec<Plans>,
     /// `None`: it is over.
-    responses: Vec<Option<Streaming<RunResponse>>>,
+    responses: Vec<Option<Responses>>,
     /// The stage that is looked at first next time.
     turn: usize,
     steps_in_flight: usize,
 }
+
+/// Where a stage's plans go.
+enum Plans {
+    Wire(mpsc::Sender<RunRequest>),
+    Door(PlanIntake),
+}
+
+type Responses = BoxStream<'static, Result<RunResponse, Status>>;
 
 /// A stage takes no more plans: its stream is over, or it holds more than it agreed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,17 +65,25 @@ impl Streams {
         Self { plans, responses, turn: 0, steps_in_flight }
     }
 
-    /// Opens `Run` on a stage and waits until it accepts the holder. Stages must be opened in descending order.
+    /// Opens `Run` on a stage, through its door if it has one, and waits until it accepts the holder. Stages must be opened in
+    /// descending order.
     ///
     /// # Errors
     /// The stage's refusal.
-    pub async fn open(&mut self, client: &mut ShardClient<Channel>, holder: &Holder) -> Result<(), Status> {
-        // A plan with ends only may go beside the F steps with rows, and the opening message comes first.
-        let (plans, requests) = mpsc::channel(self.steps_in_flight + 2);
-        let open = RunRequest { message: Some(run_request::Message::Open(holder.clone())) };
-        plans.try_send(open).map_err(|_| Status::internal("no room for the opening message"))?;
-        let mut responses = client.run(ReceiverStream::new(requests)).await?.into_inner();
-        match responses.message().await?.and_then(|response| response.message) {
+    pub async fn open(
+        &mut self,
+        client: &mut ShardClient<Channel>,
+        door: Option<Arc<dyn RunDoor>>,
+        holder: &Holder,
+    ) -> Result<(), Status> {
+        let (plans, mut responses) = match door {
+            Some(door) => {
+                let RunCall { plans, responses } = door.open(holder)?;
+                (Plans::Door(plans), responses)
+            }
+            None => call(client, holder, self.steps_in_flight).await?,
+        };
+        match responses.next().await.transpose()?.and_then(|response| response.message) {
             Some(run_response::Message::Opened(opened)) if opened == *holder => {}
             Some(run_response::Message::Opened(opened)) => {
                 let Holder { epoch, driver_id } = opened;
@@ -77,20 +97,16 @@ impl Streams {
         Ok(())
     }
 
-    /// Sends one plan to every stage. It is on its way once other tasks have run.
+    /// Sends one plan to every stage. Over a connection it is on its way once other tasks have run.
     ///
     /// # Errors
     /// A stage is lost; the epoch must end, as the stages may now differ in what they know.
     pub fn send(&self, plan: StepPlan) -> Result<(), StageLost> {
         let Some((last, others)) = self.plans.split_last() else { return Ok(()) };
-        let send = |stage, plans: &mpsc::Sender<RunRequest>, plan| {
-            let request = RunRequest { message: Some(run_request::Message::Plan(plan)) };
-            plans.try_send(request).map_err(|_| StageLost { stage })
-        };
         for (stage, plans) in others.iter().enumerate() {
-            send(stage, plans, plan.clone())?;
+            plans.send(stage, plan.clone())?;
         }
-        send(others.len(), last, plan)
+        last.send(others.len(), plan)
     }
 
     /// The next event of any stage: (stage, event). Safe to drop while it waits.
@@ -116,6 +132,35 @@ impl Streams {
     }
 }
 
+/// Calls `Run` over a stage's connection.
+async fn call(
+    client: &mut ShardClient<Channel>,
+    holder: &Holder,
+    steps_in_flight: usize,
+) -> Result<(Plans, Responses), Status> {
+    // A plan with ends only may go beside the F steps with rows, and the opening message comes first.
+    let (plans, requests) = mpsc::channel(steps_in_flight + 2);
+    let open = RunRequest { message: Some(run_request::Message::Open(holder.clone())) };
+    plans.try_send(open).map_err(|_| Status::internal("no room for the opening message"))?;
+    let responses = client.run(ReceiverStream::new(requests)).await?.into_inner();
+    Ok((Plans::Wire(plans), responses.boxed()))
+}
+
+impl Plans {
+    fn send(&self, stage: usize, plan: StepPlan) -> Result<(), StageLost> {
+        match self {
+            Self::Wire(requests) => {
+                let request = RunRequest { message: Some(run_request::Message::Plan(plan)) };
+                requests.try_send(request).map_err(|_| StageLost { stage })
+            }
+            Self::Door(intake) => {
+                intake(plan);
+                Ok(())
+            }
+        }
+    }
+}
+
 impl StageEvent {
     fn of(response: Option<Result<RunResponse, Status>>) -> Self {
         match response {
@@ -129,3 +174,6 @@ impl StageEvent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,10 @@
 //! Connections within one process: servers by name, whose connections are streams of bytes through memory.
 //!
 //! Whoever shall find each other share a [`Registry`]; there is no global one. What goes over such a connection is the same as
-//! over a socket, and it ends the same way: either end that is dropped ends it for the other.
+//! over a socket, and it ends the same way: either end that is dropped ends it for the other. What must not even take that way
+//! has a [door](RunDoor) beside it.
+
+mod door;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,6 +16,8 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
+
+pub use door::{PlanIntake, RunCall, RunDoor};
 
 /// What an address of a server in this process begins with.
 pub const SCHEME: &str = "inproc:";
@@ -27,7 +32,13 @@ pub struct Registry {
     servers: Arc<Mutex<Servers>>,
 }
 
-type Servers = HashMap<String, mpsc::Sender<DuplexStream>>;
+type Servers = HashMap<String, Server>;
+
+#[derive(Debug)]
+struct Server {
+    connections: mpsc::Sender<DuplexStream>,
+    run_door: Option<Arc<dyn RunDoor>>,
+}
 
 /// A server's end: the connections that it accepts. Dropping it frees its name.
 #[derive(Debug)]
@@ -53,7 +64,7 @@ impl Registry {
             }
             Entry::Vacant(free) => {
                 let (connections, accepted) = mpsc::channel(BACKLOG);
-                free.insert(connections);
+                free.insert(Server { connections, run_door: None });
                 Ok(Listener { name, registry: self.clone(), accepted })
             }
         }
@@ -66,9 +77,9 @@ impl Registry {
     pub async fn connect(&self, name: &str) -> io::Result<DuplexStream> {
         let refused =
             || io::Error::new(io::ErrorKind::ConnectionRefused, format!("nobody listens on {SCHEME}{name}"));
-        let connections = self.servers().get(name).cloned().ok_or_else(refused)?;
+        let connections = self.servers().get(name).map(|server| server.connections.clone());
         let (ours, theirs) = tokio::io::duplex(BUFFER);
-        connections.send(theirs).await.map_err(|_| refused())?;
+        connections.ok_or_else(refused)?.send(theirs).await.map_err(|_| refused())?;
         Ok(ours)
     }
 
@@ -101,7 +112,7 @@ impl Stream for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.registry.servers().remove(&self.name);
+        let _server = self.registry.servers().remove(&self.name);
     }
 }
 

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use socket2::SockRef;
 use tokio::net::TcpListener;
 
-use crate::inproc::{self, Registry};
+use crate::inproc::{self, Registry, RunDoor};
 
 /// What a server accepts connections from.
 #[derive(Debug)]
@@ -44,6 +45,14 @@ impl Listener {
         match self {
             Self::Tcp(_) => Registry::default(),
             Self::Inproc(listener) => listener.registry().clone(),
+        }
+    }
+
+    /// Lets drivers in by this door too, where it listens within this process.
+    pub fn set_run_door(&self, door: Arc<dyn RunDoor>) {
+        match self {
+            Self::Tcp(_) => {}
+            Self::Inproc(listener) => listener.set_run_door(door),
         }
     }
 }

@@ -1,4 +1,7 @@
 //! A `Run` call: plans in, reports and beats out. Reading and writing are independent, so neither waits for the other.
+//!
+//! It is the same call over a connection and through the door that a driver in the same process uses; the latter hands its plans
+//! to the [`Intake`] itself.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,13 +36,17 @@ pub struct RunStream {
     is_over: bool,
 }
 
-/// Serves the call whose opening message was right.
-pub fn serve<S>(epoch: Arc<Epoch>, end: RunEnd, heart: Arc<Heart>, messages: S) -> RunStream
-where
-    S: Stream<Item = Result<RunRequest, Status>> + Send + Unpin + 'static,
-{
+/// Where a call's plans go: to the device thread, or, where one is too many, into the epoch's end. Dropping it, as the driver's
+/// closing its side does, ends the epoch.
+pub struct Intake {
+    epoch: Arc<Epoch>,
+    plans: mpsc::Sender<StepPlan>,
+}
+
+/// Both sides of the call whose holder was right. Must be called in the runtime that asks for the answers.
+pub fn open(epoch: Arc<Epoch>, end: RunEnd, heart: Arc<Heart>) -> (Intake, RunStream) {
     let RunEnd { plans, reports } = end;
-    tokio::spawn(read(Arc::clone(&epoch), plans, messages));
+    let intake = Intake { epoch: Arc::clone(&epoch), plans };
     let mut beats = tokio::time::interval(BEAT_INTERVAL);
     beats.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let over = {
@@ -47,21 +54,22 @@ where
         Box::pin(async move { epoch.over().await })
     };
     let opened = Some(epoch.holder.clone());
-    RunStream { epoch, over, opened, reports, heart, beats, is_over: false }
+    (intake, RunStream { epoch, over, opened, reports, heart, beats, is_over: false })
 }
 
-/// Queues plans until the stream or the epoch ends.
-async fn read<S>(epoch: Arc<Epoch>, plans: mpsc::Sender<StepPlan>, mut messages: S)
+/// Takes in the plans of a connection's messages until they or the epoch end.
+pub async fn read<S>(intake: Intake, mut messages: S)
 where
     S: Stream<Item = Result<RunRequest, Status>> + Unpin,
 {
     let why = loop {
         let message = tokio::select! {
-            _ = epoch.over() => return,
+            biased;
+            _ = intake.epoch.over() => return,
             message = messages.next() => message,
         };
-        let plan = match message {
-            Some(Ok(RunRequest { message: Some(run_request::Message::Plan(plan)) })) => plan,
+        match message {
+            Some(Ok(RunRequest { message: Some(run_request::Message::Plan(plan)) })) => intake.take(plan),
             Some(Ok(_)) => break Failure::new(Reason::InvalidArgument, "a message that is no plan"),
             Some(Err(status)) if status.code() == Code::InvalidArgument => break Failure::from(status),
             Some(Err(status)) => {
@@ -70,19 +78,33 @@ where
                     format!("the driver's stream broke: {}", status.message()),
                 );
             }
-            None => break Failure::new(Reason::Cancelled, "the driver closed its stream"),
-        };
-        match plans.try_send(plan) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                break PlanRefusal::Queue { most: plans.max_capacity() }.into();
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => {
-                break Failure::new(Reason::Internal, "the device thread is gone");
-            }
+            None => return,
         }
     };
-    epoch.end(why);
+    intake.epoch.end(why);
+}
+
+impl Intake {
+    /// Queues a plan.
+    pub fn take(&self, plan: StepPlan) {
+        let why = match self.plans.try_send(plan) {
+            Ok(()) => return,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                PlanRefusal::Queue { most: self.plans.max_capacity() }.into()
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                Failure::new(Reason::Internal, "the device thread is gone")
+            }
+        };
+        self.epoch.end(why);
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        // Changes nothing where it is over.
+        self.epoch.end(Failure::new(Reason::Cancelled, "the driver closed its stream"));
+    }
 }
 
 impl RunStream {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use asterism_link::{Acceptor, CreditStream, LinkKind};
+use asterism_process::inproc::{RunCall, RunDoor};
 use asterism_proto::shard::v1::shard_server::Shard;
 use asterism_proto::shard::v1::{
     ActivationsRequest, DescribeRequest, DescribeResponse, DrainRequest, DrainResponse, FetchLogitsRequest,
@@ -11,6 +12,7 @@ use asterism_proto::shard::v1::{
     activations_request, run_request,
 };
 use asterism_proto::{Failure, Reason};
+use futures::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -20,7 +22,7 @@ use crate::epoch::{Epoch, EpochSpec};
 use crate::fence::{Claim, Fence};
 use crate::load::Progress;
 use crate::report::Heart;
-use crate::run;
+use crate::run::{self, Intake, RunStream};
 
 /// How long a stream may take to say whose it is.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
@@ -140,6 +142,19 @@ impl ShardService {
         seat.epoch.clone().ok_or_else(over)
     }
 
+    /// Opens the one `Run` of the present epoch, if `holder` is its driver: where its plans go, and its answers.
+    fn open_run(&self, holder: &Holder) -> Result<(Intake, RunStream), Failure> {
+        self.ready()?;
+        let (epoch, end) = {
+            let mut seat = self.seat();
+            seat.fence().open_run(holder)?;
+            let epoch = seat.epoch.clone();
+            let end = epoch.as_ref().and_then(|epoch| epoch.take_run());
+            epoch.zip(end).ok_or_else(device_gone)?
+        };
+        Ok(run::open(epoch, end, Arc::clone(&self.shared.heart)))
+    }
+
     async fn command(&self, command: Command) -> Result<(), Failure> {
         self.ready()?.commands.send(command).await.map_err(|_| device_gone())
     }
@@ -225,7 +240,7 @@ fn not_an_opening() -> Failure {
 
 #[tonic::async_trait]
 impl Shard for ShardService {
-    type RunStream = run::RunStream;
+    type RunStream = RunStream;
     type ActivationsStream = CreditStream;
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
@@ -258,15 +273,9 @@ impl Shard for ShardService {
         let Some(run_request::Message::Open(holder)) = opening(&mut messages).await?.message else {
             return Err(not_an_opening().into());
         };
-        let (epoch, end) = {
-            let mut seat = self.seat();
-            seat.fence().open_run(&holder).map_err(Failure::from)?;
-            let epoch = seat.epoch.clone();
-            let end = epoch.as_ref().and_then(|epoch| epoch.take_run());
-            epoch.zip(end).ok_or_else(device_gone)?
-        };
-        let heart = Arc::clone(&self.shared.heart);
-        Ok(Response::new(run::serve(epoch, end, heart, messages)))
+        let (intake, responses) = self.open_run(&holder)?;
+        tokio::spawn(run::read(intake, messages));
+        Ok(Response::new(responses))
     }
 
     async fn activations(
@@ -307,6 +316,13 @@ impl Shard for ShardService {
         drained.await.map_err(|_| device_gone())?;
         self.shared.drained.cancel();
         Ok(Response::new(DrainResponse {}))
+    }
+}
+
+impl RunDoor for ShardService {
+    fn open(&self, holder: &Holder) -> Result<RunCall, Status> {
+        let (intake, responses) = self.open_run(holder)?;
+        Ok(RunCall { plans: Box::new(move |plan| intake.take(plan)), responses: responses.boxed() })
     }
 }
 

@@ -84,6 +84,7 @@ impl Shard {
         let peers = listener.registry();
         let (progress, heart) = (Arc::<Progress>::default(), Arc::<Heart>::default());
         let service = ShardService::loading(Arc::clone(&progress), Arc::clone(&heart));
+        listener.set_run_door(Arc::new(service.clone()));
         let (health, health_server) = Health::new(&[SERVICE_NAME]).await;
         let shard_server = ShardServer::new(service.clone())
             .max_decoding_message_size(CONTROL_MESSAGE_LIMIT.max(FRAME_MESSAGE_LIMIT));

@@ -1,21 +1,27 @@
-//! Shards on free ports, and a driver that sends one plan at a time.
+//! Shards on free ports or within this process, and a driver that sends one plan at a time.
 
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use asterism_process::channel::{self, CONTROL_MESSAGE_LIMIT, Traffic};
-use asterism_process::listen::{bind, loopback};
+use asterism_process::channel::{CONTROL_MESSAGE_LIMIT, Traffic};
+use asterism_process::dial::Dial;
+use asterism_process::inproc::{PlanIntake, Registry, RunCall, RunDoor};
+use asterism_process::listen::{Listener, bind, loopback};
 use asterism_proto::shard::v1::shard_client::ShardClient;
 use asterism_proto::shard::v1::{
     Evidence, Holder, JoinRequest, LinkKind, RunRequest, RunResponse, StepPlan, StepReport, run_request,
     run_response,
 };
 use asterism_shard::{ComputeType, RunningShard, Shard, ShardConfig, ShardError};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
 
 /// Longer than any test takes; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -42,10 +48,26 @@ pub async fn start(config: ShardConfig, shutdown: CancellationToken) -> Result<R
     soon(Shard::start(config, listener, shutdown)).await
 }
 
+/// How shards are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Over loopback sockets.
+    Sockets,
+    /// Through memory; `Run` through its door.
+    Door,
+}
+
+impl Way {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Sockets, Self::Door];
+}
+
 /// The shards of a pipeline.
 pub struct Pipeline {
     pub shards: Vec<RunningShard>,
     pub addresses: Vec<String>,
+    way: Way,
+    registry: Registry,
     /// Asks all shards to stop.
     pub shutdown: CancellationToken,
 }
@@ -53,18 +75,52 @@ pub struct Pipeline {
 impl Pipeline {
     /// The tiny model over `stages` shards.
     pub async fn start(stages: u32, change: impl Fn(ShardConfig) -> ShardConfig) -> Self {
-        let shutdown = CancellationToken::new();
-        let mut shards = Vec::new();
+        Self::start_by(Way::Sockets, stages, change).await
+    }
+
+    async fn start_by(way: Way, stages: u32, change: impl Fn(ShardConfig) -> ShardConfig) -> Self {
+        let (shards, addresses) = (Vec::new(), Vec::new());
+        let (registry, shutdown) = (Registry::default(), CancellationToken::new());
+        let mut pipeline = Self { shards, addresses, way, registry, shutdown };
         for stage in 0..stages {
-            let config = change(ShardConfig { stage, stages, ..config() });
-            shards.push(start(config, shutdown.clone()).await.expect("the shard starts"));
+            pipeline.add(change(ShardConfig { stage, stages, ..config() })).await;
         }
-        let addresses = shards.iter().map(|shard| shard.address.to_string()).collect();
-        Self { shards, addresses, shutdown }
+        pipeline
+    }
+
+    /// Starts a shard, at an address of its own, in its place.
+    pub async fn add(&mut self, config: ShardConfig) {
+        let stage = config.stage as usize;
+        let listener: Listener = match self.way {
+            Way::Sockets => bind(loopback(0)).await.expect("a free port").0.into(),
+            Way::Door => {
+                let free = |life| self.registry.listen(format!("{stage}-{life}")).ok();
+                (0..).find_map(free).expect("a free name").into()
+            }
+        };
+        let started = soon(Shard::start(config, listener, self.shutdown.clone())).await;
+        let started = started.expect("the shard starts");
+        self.addresses.insert(stage, started.address.to_string());
+        self.shards.insert(stage, started);
+    }
+
+    /// Kills a shard.
+    pub fn kill(&mut self, stage: usize) {
+        self.addresses.remove(stage);
+        drop(self.shards.remove(stage));
     }
 
     pub async fn plain(stages: u32) -> Self {
-        Self::start(stages, |config| config).await
+        Self::by(Way::Sockets, stages).await
+    }
+
+    pub async fn by(way: Way, stages: u32) -> Self {
+        Self::start_by(way, stages, |config| config).await
+    }
+
+    /// Reaches a stage.
+    pub async fn client(&self, stage: usize) -> Client {
+        reach(&self.addresses[stage], &self.registry).await
     }
 
     pub async fn computing(stages: u32, compute: ComputeType, threads: usize) -> Self {
@@ -73,12 +129,35 @@ impl Pipeline {
     }
 }
 
-pub type Client = ShardClient<Channel>;
+/// A shard, as its driver reaches it.
+pub struct Client {
+    calls: ShardClient<Channel>,
+    door: Option<Arc<dyn RunDoor>>,
+}
+
+impl Deref for Client {
+    type Target = ShardClient<Channel>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.calls
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.calls
+    }
+}
 
 pub async fn client(address: &str) -> Client {
-    let endpoint = channel::endpoint(address, Traffic::Internal).expect("an address");
-    let connected = soon(endpoint.connect()).await.expect("a server");
-    ShardClient::new(connected).max_decoding_message_size(CONTROL_MESSAGE_LIMIT)
+    reach(address, &Registry::default()).await
+}
+
+async fn reach(address: &str, registry: &Registry) -> Client {
+    let dial = Dial::new(address, Traffic::Internal, registry).expect("an address");
+    let connected = soon(dial.connect()).await.expect("a server");
+    let calls = ShardClient::new(connected).max_decoding_message_size(CONTROL_MESSAGE_LIMIT);
+    Client { calls, door: registry.run_door(address) }
 }
 
 pub fn holder(epoch: u64, driver_id: &str) -> Holder {
@@ -98,18 +177,28 @@ pub fn join(holder: Holder) -> JoinRequest {
 
 /// One stage's `Run`.
 pub struct Run {
-    plans: mpsc::Sender<RunRequest>,
-    answers: Streaming<RunResponse>,
+    plans: Plans,
+    answers: Answers,
 }
+
+enum Plans {
+    Wire(mpsc::Sender<RunRequest>),
+    Door(PlanIntake),
+}
+
+pub type Answers = BoxStream<'static, Result<RunResponse, Status>>;
 
 impl Run {
     pub async fn open(client: &mut Client, holder: &Holder) -> Result<Self, Status> {
+        if let Some(door) = &client.door {
+            let RunCall { plans, responses } = door.open(holder)?;
+            return Self { plans: Plans::Door(plans), answers: responses }.opened(Some(holder)).await;
+        }
         let (plans, requests) = mpsc::channel(64);
-        let run = Self::call(client, plans, requests, run_request::Message::Open(holder.clone())).await?;
-        Ok(run)
+        Self::call(client, plans, requests, run_request::Message::Open(holder.clone())).await
     }
 
-    /// With any first message.
+    /// Over a connection, with any first message.
     pub async fn call(
         client: &mut Client,
         plans: mpsc::Sender<RunRequest>,
@@ -121,17 +210,30 @@ impl Run {
             run_request::Message::Plan(_) => None,
         };
         plans.send(RunRequest { message: Some(first) }).await.expect("there is room");
-        let answers = soon(client.run(ReceiverStream::new(requests))).await?.into_inner();
-        let mut run = Self { plans, answers };
-        match run.answer().await? {
-            run_response::Message::Opened(opened) => assert_eq!(Some(opened), expected, "the first answer"),
-            other => panic!("the first answer is {other:?}"),
-        }
-        Ok(run)
+        let answers = soon(client.run(ReceiverStream::new(requests))).await?.into_inner().boxed();
+        Self { plans: Plans::Wire(plans), answers }.opened(expected.as_ref()).await
     }
 
+    /// It begins with its opening.
+    async fn opened(mut self, expected: Option<&Holder>) -> Result<Self, Status> {
+        match self.answer().await? {
+            run_response::Message::Opened(opened) => {
+                assert_eq!(Some(&opened), expected, "the first answer");
+            }
+            other => panic!("the first answer is {other:?}"),
+        }
+        Ok(self)
+    }
+
+    /// Any message; a door takes plans only.
     pub async fn send(&self, message: Option<run_request::Message>) {
-        self.plans.send(RunRequest { message }).await.expect("the call goes on");
+        match (&self.plans, message) {
+            (Plans::Wire(requests), message) => {
+                requests.send(RunRequest { message }).await.expect("the call goes on");
+            }
+            (Plans::Door(intake), Some(run_request::Message::Plan(plan))) => intake(plan),
+            (Plans::Door(_), other) => panic!("{other:?} is no plan"),
+        }
     }
 
     pub async fn plan(&self, plan: StepPlan) {
@@ -139,7 +241,7 @@ impl Run {
     }
 
     async fn answer(&mut self) -> Result<run_response::Message, Status> {
-        let answer = soon(self.answers.message()).await?;
+        let answer = soon(self.answers.next()).await.transpose()?;
         answer.and_then(|answer| answer.message).ok_or_else(|| Status::cancelled("the stream ended"))
     }
 
@@ -175,7 +277,7 @@ impl Run {
     }
 
     /// Closes the driver's side only.
-    pub fn close(self) -> Streaming<RunResponse> {
+    pub fn close(self) -> Answers {
         self.answers
     }
 }
@@ -198,8 +300,8 @@ impl Driver {
         let holder = request.holder.clone().expect("a holder");
         let (mut clients, mut runs) = (Vec::new(), Vec::new());
         let mut downstream_address = String::new();
-        for address in pipeline.addresses.iter().rev() {
-            let mut client = client(address).await;
+        for (stage, address) in pipeline.addresses.iter().enumerate().rev() {
+            let mut client = pipeline.client(stage).await;
             soon(client.join(JoinRequest { downstream_address, ..request.clone() })).await?;
             runs.insert(0, Run::open(&mut client, &holder).await?);
             clients.insert(0, client);

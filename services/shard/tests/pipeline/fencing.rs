@@ -5,9 +5,10 @@ use asterism_proto::shard::v1::{
 };
 use asterism_proto::{Failure, Reason};
 use asterism_shard::ShardConfig;
+use futures::StreamExt as _;
 use tonic::{Code, Status};
 
-use crate::driver::{Client, Driver, Pipeline, Run, client, config, holder, join, soon, start};
+use crate::driver::{Client, Driver, Pipeline, Run, Way, client, config, holder, join, soon, start};
 use crate::plans::{Talk, off};
 
 async fn lives(client: &mut Client) -> (Option<Holder>, bool) {
@@ -29,70 +30,76 @@ fn refused<T>(result: Result<T, Status>, message: &str) {
 
 #[tokio::test]
 async fn only_a_greater_epoch_is_joined_and_only_the_holder_is_obeyed() {
-    let pipeline = Pipeline::plain(1).await;
-    let mut shard = client(&pipeline.addresses[0]).await;
-    assert_eq!(lives(&mut shard).await, (None, false));
-    let mut driver = Driver::join(&pipeline, holder(5, "a")).await.expect("nobody holds it");
-    assert_eq!(lives(&mut shard).await, (Some(holder(5, "a")), true));
+    for way in Way::ALL {
+        let pipeline = Pipeline::by(way, 1).await;
+        let mut shard = pipeline.client(0).await;
+        assert_eq!(lives(&mut shard).await, (None, false));
+        let mut driver = Driver::join(&pipeline, holder(5, "a")).await.expect("nobody holds it");
+        assert_eq!(lives(&mut shard).await, (Some(holder(5, "a")), true));
 
-    for epoch in [1, 5] {
-        refused(shard.join(join(holder(epoch, "a"))).await, "is not above epoch 5");
+        for epoch in [1, 5] {
+            refused(shard.join(join(holder(epoch, "a"))).await, "is not above epoch 5");
+        }
+        refused(shard.join(join(holder(6, "b"))).await, "held by driver a in epoch 5");
+        for stranger in [holder(4, "a"), holder(5, "b"), holder(6, "a")] {
+            refused(Run::open(&mut shard, &stranger).await.map(drop), "not the present one (that is 5)");
+            let drain = DrainRequest { holder: Some(stranger.clone()) };
+            refused(shard.drain(drain).await, "not the present one");
+            let fetch = FetchLogitsRequest { holder: Some(stranger), ..FetchLogitsRequest::default() };
+            refused(shard.fetch_logits(fetch).await, "not the present one");
+        }
+        refused(Run::open(&mut shard, &holder(5, "a")).await.map(drop), "has its Run already");
+        // All that has left the holder unharmed.
+        let evidence = driver.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
+        assert_eq!(evidence.len(), 1);
     }
-    refused(shard.join(join(holder(6, "b"))).await, "held by driver a in epoch 5");
-    for stranger in [holder(4, "a"), holder(5, "b"), holder(6, "a")] {
-        refused(Run::open(&mut shard, &stranger).await.map(drop), "not the present one (that is 5)");
-        let drain = DrainRequest { holder: Some(stranger.clone()) };
-        refused(shard.drain(drain).await, "not the present one");
-        let fetch = FetchLogitsRequest { holder: Some(stranger), ..FetchLogitsRequest::default() };
-        refused(shard.fetch_logits(fetch).await, "not the present one");
-    }
-    refused(Run::open(&mut shard, &holder(5, "a")).await.map(drop), "has its Run already");
-    // All that has left the holder unharmed.
-    let evidence = driver.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
-    assert_eq!(evidence.len(), 1);
 }
 
 #[tokio::test]
 async fn taking_over_ends_the_epoch_of_the_one_before() {
-    let pipeline = Pipeline::plain(2).await;
-    let mut first = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
-    first.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
-    let take_over = JoinRequest { take_over: true, ..join(holder(2, "b")) };
-    let mut second = Driver::claim(&pipeline, take_over).await.expect("it takes over");
-    let status = first.runs[1].end().await;
-    assert_eq!(Failure::from(status.clone()).reason, Reason::FailedPrecondition, "{status}");
-    assert!(status.message().contains("epoch 2 of driver b"), "{status}");
-    first.runs[0].end().await;
-    // Sequence 1 is gone with its epoch: the id is free, and so are its blocks.
-    assert_eq!(second.step(vec![Talk::new(1, 5, off(1)).prompt()]).await.len(), 1);
+    for way in Way::ALL {
+        let pipeline = Pipeline::by(way, 2).await;
+        let mut first = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
+        first.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
+        let take_over = JoinRequest { take_over: true, ..join(holder(2, "b")) };
+        let mut second = Driver::claim(&pipeline, take_over).await.expect("it takes over");
+        let status = first.runs[1].end().await;
+        assert_eq!(Failure::from(status.clone()).reason, Reason::FailedPrecondition, "{status}");
+        assert!(status.message().contains("epoch 2 of driver b"), "{status}");
+        first.runs[0].end().await;
+        // Sequence 1 is gone with its epoch: the id is free, and so are its blocks.
+        assert_eq!(second.step(vec![Talk::new(1, 5, off(1)).prompt()]).await.len(), 1);
+    }
 }
 
 #[tokio::test]
 async fn a_driver_that_goes_away_frees_all_its_stages() {
-    let pipeline = Pipeline::plain(2).await;
-    let mut shards = [client(&pipeline.addresses[0]).await, client(&pipeline.addresses[1]).await];
-    let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
-    driver.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
-    drop(driver);
-    for shard in &mut shards {
-        freed(shard).await;
-    }
-    let mut driver = Driver::join(&pipeline, holder(2, "b")).await.expect("nobody holds it any more");
-
-    // Closing the sending side of one stage's stream alone does the same to all.
-    let mut answers = driver.runs.remove(0).close();
-    let status = soon(async {
-        loop {
-            match answers.message().await {
-                Ok(Some(_)) => {}
-                other => break other,
-            }
+    for way in Way::ALL {
+        let pipeline = Pipeline::by(way, 2).await;
+        let mut shards = [pipeline.client(0).await, pipeline.client(1).await];
+        let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
+        driver.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
+        drop(driver);
+        for shard in &mut shards {
+            freed(shard).await;
         }
-    });
-    assert_eq!(status.await.expect_err("an end with a reason").code(), Code::Cancelled);
-    let status = driver.runs[0].end().await;
-    assert_eq!(status.code(), Code::Unavailable, "the next stage lost its edge: {status}");
-    freed(&mut shards[1]).await;
+        let mut driver = Driver::join(&pipeline, holder(2, "b")).await.expect("nobody holds it any more");
+
+        // Closing the sending side of one stage's stream alone does the same to all.
+        let mut answers = driver.runs.remove(0).close();
+        let status = soon(async {
+            loop {
+                match answers.next().await {
+                    Some(Ok(_)) => {}
+                    other => break other.transpose(),
+                }
+            }
+        });
+        assert_eq!(status.await.expect_err("an end with a reason").code(), Code::Cancelled);
+        let status = driver.runs[0].end().await;
+        assert_eq!(status.code(), Code::Unavailable, "the next stage lost its edge: {status}");
+        freed(&mut shards[1]).await;
+    }
 }
 
 #[tokio::test]

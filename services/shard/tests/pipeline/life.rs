@@ -10,7 +10,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::driver::{Driver, Pipeline, client, config, holder, join, soon, start};
+use crate::driver::{Driver, Pipeline, Way, client, config, holder, join, soon, start};
 use crate::plans::{Talk, off};
 
 async fn health(address: &str, service: &str) -> ServingStatus {
@@ -122,57 +122,58 @@ async fn an_idle_shard_stops_when_asked_to() {
 
 #[tokio::test]
 async fn a_driven_shard_drains_before_it_stops() {
-    let pipeline = Pipeline::plain(2).await;
-    let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
-    let mut talk = Talk::new(1, 5, off(1));
-    driver.step(vec![talk.prompt()]).await;
-    pipeline.shutdown.cancel();
-    soon(async { while !driver.runs[0].beat().await.draining {} }).await;
-    // Its driver goes on; nobody else gets in.
-    talk.say(9);
-    assert_eq!(driver.step(vec![talk.span(1)]).await.len(), 1);
-    let told = driver.clients[1].describe(DescribeRequest {}).await.expect("it answers").into_inner();
-    assert!(told.draining && told.holder_lives);
-    let status = driver.clients[1].join(join(holder(2, "a"))).await.expect_err("it leaves");
-    assert_eq!(status.code(), Code::Unavailable, "{status}");
-    drop(driver);
-    for shard in pipeline.shards {
-        soon(shard.finished()).await.expect("it ends well");
+    for way in Way::ALL {
+        let pipeline = Pipeline::by(way, 2).await;
+        let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
+        let mut talk = Talk::new(1, 5, off(1));
+        driver.step(vec![talk.prompt()]).await;
+        pipeline.shutdown.cancel();
+        soon(async { while !driver.runs[0].beat().await.draining {} }).await;
+        // Its driver goes on; nobody else gets in.
+        talk.say(9);
+        assert_eq!(driver.step(vec![talk.span(1)]).await.len(), 1);
+        let told = driver.clients[1].describe(DescribeRequest {}).await.expect("it answers").into_inner();
+        assert!(told.draining && told.holder_lives);
+        let status = driver.clients[1].join(join(holder(2, "a"))).await.expect_err("it leaves");
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        drop(driver);
+        for shard in pipeline.shards {
+            soon(shard.finished()).await.expect("it ends well");
+        }
     }
 }
 
 #[tokio::test]
 async fn a_drain_ends_a_shard_after_what_was_queued() {
-    let pipeline = Pipeline::plain(1).await;
-    let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
-    let mut talk = Talk::new(1, 30, off(1));
-    for _ in 0..2 {
-        let plan = driver.plan(vec![talk.span(15)]);
-        driver.runs[0].plan(plan).await;
+    for way in Way::ALL {
+        let pipeline = Pipeline::by(way, 1).await;
+        let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
+        let mut talk = Talk::new(1, 30, off(1));
+        for _ in 0..2 {
+            let plan = driver.plan(vec![talk.span(15)]);
+            driver.runs[0].plan(plan).await;
+        }
+        let drain = DrainRequest { holder: Some(driver.holder.clone()) };
+        soon(driver.clients[0].drain(drain)).await.expect("it drains");
+        let mut pipeline = pipeline;
+        let shard = pipeline.shards.remove(0);
+        soon(shard.finished()).await.expect("it ends well");
+        let status = driver.runs[0].end().await;
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
     }
-    let drain = DrainRequest { holder: Some(driver.holder.clone()) };
-    soon(driver.clients[0].drain(drain)).await.expect("it drains");
-    let mut pipeline = pipeline;
-    let shard = pipeline.shards.remove(0);
-    soon(shard.finished()).await.expect("it ends well");
-    let status = driver.runs[0].end().await;
-    assert_eq!(status.code(), Code::Unavailable, "{status}");
 }
 
 #[tokio::test]
 async fn a_shard_that_dies_ends_its_neighbours_epoch_and_can_come_back() {
-    for dying in [0, 1] {
-        let mut pipeline = Pipeline::plain(2).await;
+    for (way, dying) in Way::ALL.into_iter().flat_map(|way| [(way, 0), (way, 1)]) {
+        let mut pipeline = Pipeline::by(way, 2).await;
         let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
         driver.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
-        drop(pipeline.shards.remove(dying));
+        pipeline.kill(dying);
         let status = driver.runs[1 - dying].end().await;
         assert_eq!(status.code(), Code::Unavailable, "{status}");
 
-        let again = ShardConfig { stage: dying as u32, stages: 2, ..config() };
-        let shard = start(again, CancellationToken::new()).await.expect("it starts");
-        pipeline.addresses[dying] = shard.address.to_string();
-        pipeline.shards.insert(dying, shard);
+        pipeline.add(ShardConfig { stage: dying as u32, stages: 2, ..config() }).await;
         let mut driver = Driver::join(&pipeline, holder(2, "a")).await.expect("the neighbour is free");
         assert_eq!(driver.step(vec![Talk::new(1, 5, off(1)).prompt()]).await.len(), 1);
     }
@@ -180,10 +181,12 @@ async fn a_shard_that_dies_ends_its_neighbours_epoch_and_can_come_back() {
 
 #[tokio::test]
 async fn beats_count_layers() {
-    let pipeline = Pipeline::plain(2).await;
-    let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
-    assert_eq!(driver.runs[0].beat().await.layers_done, 0);
-    driver.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
-    let beat = driver.runs[0].beat().await;
-    assert!((1..6).contains(&beat.layers_done) && !beat.working && !beat.draining, "{beat:?}");
+    for way in Way::ALL {
+        let pipeline = Pipeline::by(way, 2).await;
+        let mut driver = Driver::join(&pipeline, holder(1, "a")).await.expect("nobody holds it");
+        assert_eq!(driver.runs[0].beat().await.layers_done, 0);
+        driver.step(vec![Talk::new(1, 5, off(1)).prompt()]).await;
+        let beat = driver.runs[0].beat().await;
+        assert!((1..6).contains(&beat.layers_done) && !beat.working && !beat.draining, "{beat:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Shards over real sockets, driven by a small driver of their own.
+//! Shards over real sockets and within a process, driven by a small driver of their own.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -3,7 +3,7 @@
 use asterism_proto::shard::v1::Evidence;
 use asterism_shard::ComputeType;
 
-use crate::driver::{Driver, Pipeline, holder};
+use crate::driver::{Driver, Pipeline, Way, holder};
 use crate::plans::{Talk, all_on, best, off};
 
 /// Three sequences that join at different times, prefilled in chunks of `chunk` rows and decoded greedily together.
@@ -60,6 +60,15 @@ async fn any_split_chunking_and_thread_count_gives_the_same_evidence() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn plans_through_the_door_give_the_same_evidence() {
+    let [over_sockets, through_the_door] = Way::ALL.map(async |way| {
+        let evidence = conversation(&Pipeline::by(way, 3).await, 7).await;
+        digits(&evidence)
+    });
+    assert_eq!(over_sockets.await, through_the_door.await);
 }
 
 #[tokio::test]

@@ -8,58 +8,61 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use crate::driver::{Driver, Pipeline, Run, client, holder, soon};
+use crate::driver::{Driver, Pipeline, Run, Way, client, holder, soon};
 use crate::plans::{Talk, off};
 
 #[tokio::test]
 async fn a_refused_plan_ends_its_epoch_on_every_stage_and_nothing_else() {
-    let pipeline = Pipeline::plain(2).await;
-    let span = || Talk::new(1, 20, off(1)).prompt();
-    let of = |step, spans| StepPlan { step, spans, ..StepPlan::default() };
-    type Break = fn(Span) -> Span;
-    let broken: [(Break, &str); 9] = [
-        (|span| Span { start: None, ..span }, "has not started"),
-        (|span| Span { token_ids: vec![512; 20], ..span }, "token id 512 is not below 512"),
-        (|span| Span { token_ids: vec![1; 33], ..span }, "33 rows, at most 32"),
-        (|span| Span { token_ids: vec![], ..span }, "has no rows"),
-        (|span| Span { first_position: 250, ..span }, "not below the context of 256"),
-        (|span| Span { blocks: vec![0, u32::MAX], ..span }, "is not below"),
-        (|span| Span { blocks: vec![1], ..span }, "1 blocks for 20 positions"),
-        (|span| Span { evidence_positions: vec![20], ..span }, "evidence position 20"),
-        (|span| Span { top_k: 0, ..span }, "top_k is 0"),
-    ];
-    let mut epoch = 0;
-    let mut cases: Vec<(StepPlan, &str)> =
-        broken.iter().map(|(change, message)| (of(1, vec![change(span())]), *message)).collect();
-    cases.push((of(2, vec![span()]), "a plan for step 2, 1 was next"));
-    cases.push((of(1, vec![span(), Talk::new(1, 5, off(1)).prompt()]), "earlier span"));
-    cases.push((StepPlan { ended: vec![9], ..of(1, vec![]) }, "sequence 9 is ended"));
-    for (plan, message) in cases {
+    for way in Way::ALL {
+        let pipeline = Pipeline::by(way, 2).await;
+        let span = || Talk::new(1, 20, off(1)).prompt();
+        let of = |step, spans| StepPlan { step, spans, ..StepPlan::default() };
+        type Break = fn(Span) -> Span;
+        let broken: [(Break, &str); 9] = [
+            (|span| Span { start: None, ..span }, "has not started"),
+            (|span| Span { token_ids: vec![512; 20], ..span }, "token id 512 is not below 512"),
+            (|span| Span { token_ids: vec![1; 33], ..span }, "33 rows, at most 32"),
+            (|span| Span { token_ids: vec![], ..span }, "has no rows"),
+            (|span| Span { first_position: 250, ..span }, "not below the context of 256"),
+            (|span| Span { blocks: vec![0, u32::MAX], ..span }, "is not below"),
+            (|span| Span { blocks: vec![1], ..span }, "1 blocks for 20 positions"),
+            (|span| Span { evidence_positions: vec![20], ..span }, "evidence position 20"),
+            (|span| Span { top_k: 0, ..span }, "top_k is 0"),
+        ];
+        let mut epoch = 0;
+        let mut cases: Vec<(StepPlan, &str)> =
+            broken.iter().map(|(change, message)| (of(1, vec![change(span())]), *message)).collect();
+        cases.push((of(2, vec![span()]), "a plan for step 2, 1 was next"));
+        cases.push((of(1, vec![span(), Talk::new(1, 5, off(1)).prompt()]), "earlier span"));
+        cases.push((StepPlan { ended: vec![9], ..of(1, vec![]) }, "sequence 9 is ended"));
+        for (plan, message) in cases {
+            epoch += 1;
+            let mut driver =
+                Driver::join(&pipeline, holder(epoch, "a")).await.expect("the shard still works");
+            for run in &driver.runs {
+                run.plan(StepPlan { epoch, ..plan.clone() }).await;
+            }
+            let statuses = [driver.runs[0].end().await, driver.runs[1].end().await];
+            // Each stage refuses by itself, unless its neighbour's end reaches it first.
+            assert!(
+                statuses.iter().any(
+                    |status| status.code() == Code::InvalidArgument && status.message().contains(message)
+                ),
+                "{message:?} is not in {statuses:?}"
+            );
+        }
         epoch += 1;
         let mut driver = Driver::join(&pipeline, holder(epoch, "a")).await.expect("the shard still works");
-        for run in &driver.runs {
-            run.plan(StepPlan { epoch, ..plan.clone() }).await;
-        }
-        let statuses = [driver.runs[0].end().await, driver.runs[1].end().await];
-        // Each stage refuses by itself, unless its neighbour's end reaches it first.
+        assert_eq!(driver.step(vec![span()]).await.len(), 1);
+        let stale = StepPlan { epoch: epoch - 1, ..driver.plan(vec![]) };
+        driver.runs[1].plan(stale).await;
+        let failure = Failure::from(driver.runs[1].end().await);
+        assert_eq!(failure.reason, Reason::FailedPrecondition, "{failure}");
         assert!(
-            statuses
-                .iter()
-                .any(|status| status.code() == Code::InvalidArgument && status.message().contains(message)),
-            "{message:?} is not in {statuses:?}"
+            failure.message.contains(&format!("a plan of epoch {} in epoch {epoch}", epoch - 1)),
+            "{failure}"
         );
     }
-    epoch += 1;
-    let mut driver = Driver::join(&pipeline, holder(epoch, "a")).await.expect("the shard still works");
-    assert_eq!(driver.step(vec![span()]).await.len(), 1);
-    let stale = StepPlan { epoch: epoch - 1, ..driver.plan(vec![]) };
-    driver.runs[1].plan(stale).await;
-    let failure = Failure::from(driver.runs[1].end().await);
-    assert_eq!(failure.reason, Reason::FailedPrecondition, "{failure}");
-    assert!(
-        failure.message.contains(&format!("a plan of epoch {} in epoch {epoch}", epoch - 1)),
-        "{failure}"
-    );
 }
 
 #[tokio::test]
@@ -112,7 +115,7 @@ async fn activations(
 
 /// The last stage of two, joined alone: the test plays the stage before it.
 async fn last_stage(pipeline: &Pipeline, epoch: u64) -> (crate::driver::Client, Run) {
-    let mut last = client(&pipeline.addresses[1]).await;
+    let mut last = pipeline.client(1).await;
     soon(last.join(crate::driver::join(holder(epoch, "a")))).await.expect("nobody holds it");
     let run = Run::open(&mut last, &holder(epoch, "a")).await.expect("the holder");
     (last, run)
@@ -181,14 +184,16 @@ async fn activations_are_held_to_the_epoch_and_the_plan() {
 
 #[tokio::test]
 async fn more_plans_than_agreed_are_refused() {
-    let pipeline = Pipeline::plain(2).await;
-    let (_last, mut run) = last_stage(&pipeline, 1).await;
-    // Nothing comes over the edge, so the first plan waits for its input and the others behind it.
-    for step in 1..=8 {
-        let spans = vec![Talk::new(step, 2, off(step)).prompt()];
-        run.plan(StepPlan { epoch: 1, step, spans, ..StepPlan::default() }).await;
+    for way in Way::ALL {
+        let pipeline = Pipeline::by(way, 2).await;
+        let (_last, mut run) = last_stage(&pipeline, 1).await;
+        // Nothing comes over the edge, so the first plan waits for its input and the others behind it.
+        for step in 1..=8 {
+            let spans = vec![Talk::new(step, 2, off(step)).prompt()];
+            run.plan(StepPlan { epoch: 1, step, spans, ..StepPlan::default() }).await;
+        }
+        let status = run.end().await;
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        assert!(status.message().contains("more than 3 plans"), "{status}");
     }
-    let status = run.end().await;
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    assert!(status.message().contains("more than 3 plans"), "{status}");
 }
