@@ -4,6 +4,7 @@
 //! was drawn and how it ended. A [`Store`](store::Store) keeps them: a turn is durable before its first token leaves, an
 //! answer's tokens are in a journal before they leave, and an answer is committed once.
 
+pub mod journal;
 pub mod record;
 pub mod store;
 
