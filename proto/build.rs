@@ -3,7 +3,8 @@
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["asterism/v1/inference.proto", "asterism/shard/v1/shard.proto"];
+    let files =
+        ["asterism/v1/inference.proto", "asterism/v1/sessions.proto", "asterism/shard/v1/shard.proto"];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);

@@ -9,6 +9,7 @@ use asterism_process::config::{Settings, duration};
 use asterism_process::listen::loopback;
 
 use crate::scheduler::Speculation;
+use crate::sessions::Place;
 use crate::tenants::{TenantWeight, Tenants};
 
 /// Where the public gRPC service listens unless told otherwise.
@@ -54,6 +55,18 @@ pub struct GatewayConfig {
     /// not at all. The answer is the same.
     #[arg(long, env = "ASTERISM_SPECULATION", value_enum, default_value_t, value_name = "MODE")]
     pub speculation: Speculation,
+    /// Where sessions are kept: a folder, or `memory`, which ends with the process.
+    #[arg(long, env = "ASTERISM_SESSIONS", default_value = "memory", value_name = "FOLDER|memory")]
+    pub sessions: Place,
+    /// How long a session is kept in which nothing happens; for ever unless given.
+    #[arg(long, env = "ASTERISM_RETENTION", value_parser = duration, value_name = "DURATION")]
+    pub retention: Option<Duration>,
+    /// How many sessions a tenant may keep.
+    #[arg(long, env = "ASTERISM_TENANT_SESSIONS", default_value_t = 100_000, value_name = "COUNT")]
+    pub tenant_sessions: u64,
+    /// How many bytes of turns a tenant may keep.
+    #[arg(long, env = "ASTERISM_TENANT_BYTES", default_value_t = 16 << 30, value_name = "BYTES")]
+    pub tenant_bytes: u64,
     /// Take the pipeline from another gateway that holds it.
     #[arg(long, env = "ASTERISM_TAKE_OVER")]
     pub take_over: bool,
@@ -92,6 +105,10 @@ impl GatewayConfig {
             queue_tokens: 4 << 20,
             tenants: Vec::new(),
             speculation: Speculation::Auto,
+            sessions: Place::Memory,
+            retention: None,
+            tenant_sessions: 100_000,
+            tenant_bytes: 16 << 30,
             take_over: false,
             beat_limit: Duration::from_secs(5),
             grace: Duration::from_secs(30),
@@ -153,7 +170,7 @@ mod tests {
         let flags = ["gateway", "--model", model, "--shards", "a:1,b:2"];
         let config = Command::parse_from(flags).gateway.load_over(|_| None).unwrap();
         assert_eq!(config, GatewayConfig::new(model, ["a:1".to_owned(), "b:2".to_owned()]));
-        assert!(keys::<GatewayConfig>().len() <= 14);
+        assert!(keys::<GatewayConfig>().len() <= 18);
     }
 
     #[test]

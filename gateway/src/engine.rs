@@ -1,10 +1,13 @@
 //! The one path that every request takes, whichever door it came through: check, encode, submit.
 
+mod turn;
+
 use std::sync::Arc;
 
 use asterism_proto::v1::generate_request::Prompt as WirePrompt;
 use asterism_proto::v1::tokenize_request::Input;
 use asterism_proto::{Failure, Reason, v1};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
@@ -12,7 +15,7 @@ use crate::caller::Caller;
 use crate::driver::{AnswerStream, Driver, NewRequest, PipelineInfo, PipelineState, Stops};
 use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::Sampling;
-use crate::scheduler::Loads;
+use crate::scheduler::{Loads, TenantId};
 use crate::tenants::Tenants;
 use crate::text::{ChatMessage, Decoder, GenerationDefaults, ModelText, Prompt, StopStrings};
 
@@ -127,6 +130,8 @@ impl Engine {
             id,
             model: self.name.clone(),
             prompt: prompt.into(),
+            given: Vec::new(),
+            journal: None,
             decoder,
             sampling,
             stops: stops(stopping, max_tokens, defaults, &pipeline)?,
@@ -136,6 +141,48 @@ impl Engine {
             bypass_cache: request.bypass_cache,
             bypass_speculation: request.bypass_speculation,
         })
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The model's text side.
+    pub fn text(&self) -> &Arc<ModelText> {
+        &self.text
+    }
+
+    /// What the joined pipeline offers.
+    ///
+    /// # Errors
+    /// UNAVAILABLE: none is joined.
+    pub fn pipeline(&self) -> Result<PipelineInfo, Failure> {
+        self.driver.pipeline()
+    }
+
+    /// What the pipeline is doing, as it changes.
+    pub fn state(&self) -> watch::Receiver<PipelineState> {
+        self.driver.state()
+    }
+
+    /// The tenant of this name, or the default one.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT: there is none of this name.
+    pub fn tenant(&self, name: Option<&str>) -> Result<TenantId, Failure> {
+        self.tenants.find(name)
+    }
+
+    /// Whether this gateway serves a model of this name; an empty one means the only model.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT: it does not.
+    pub fn check_model(&self, name: &str) -> Result<(), Failure> {
+        if name.is_empty() || name == self.name {
+            return Ok(());
+        }
+        Err(Failure::invalid("model", format!("unknown model {name:?}; this gateway serves {:?}", self.name)))
     }
 
     /// What is counted.
@@ -194,13 +241,6 @@ impl Engine {
         self.driver.abort(request_id).await
     }
 
-    fn check_model(&self, name: &str) -> Result<(), Failure> {
-        if name.is_empty() || name == self.name {
-            return Ok(());
-        }
-        Err(Failure::invalid("model", format!("unknown model {name:?}; this gateway serves {:?}", self.name)))
-    }
-
     /// The prompt's ids and a decoder that stands after them.
     async fn encode(&self, prompt: WirePrompt) -> Result<(Vec<u32>, Decoder), Failure> {
         let text = Arc::clone(&self.text);
@@ -218,7 +258,7 @@ impl Engine {
 }
 
 /// Tokenizing a long text takes too long for a thread that serves others.
-async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     let failed = |error| Failure::new(Reason::Internal, format!("encoding failed: {error}"));
@@ -240,7 +280,11 @@ fn request_id(given: String) -> Result<String, Failure> {
     }
 }
 
-fn priority(given: Option<i32>) -> Result<i32, Failure> {
+/// A request's priority, if it is one.
+///
+/// # Errors
+/// INVALID_ARGUMENT: it is out of range.
+pub fn priority(given: Option<i32>) -> Result<i32, Failure> {
     let priority = given.unwrap_or(0);
     if PRIORITIES.contains(&priority) {
         return Ok(priority);

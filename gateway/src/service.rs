@@ -19,11 +19,14 @@ use crate::api;
 use crate::config::GatewayConfig;
 use crate::driver::{Driver, DriverError, DriverSettings, EvidenceSink, PipelineState};
 use crate::engine::Engine;
+use crate::sessions::store::Quota;
+use crate::sessions::store::local::OpenError;
+use crate::sessions::{Sessions, keeper};
 use crate::tenants::Tenants;
 use crate::text::{ModelText, TextError, TextOptions};
 
 /// The services that answer health checks by name.
-const SERVICES: &[&str] = &["asterism.v1.Inference"];
+const SERVICES: &[&str] = &["asterism.v1.Inference", "asterism.v1.Sessions"];
 /// How long the doors may take to close once every answer has ended.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -71,6 +74,9 @@ pub enum GatewayError {
     /// The model's folder.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// Where sessions are kept.
+    #[error("sessions cannot be kept: {0}")]
+    Sessions(#[from] OpenError),
     /// The pipeline.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -147,12 +153,22 @@ impl Gateway {
         let text = tokio::task::spawn_blocking(move || ModelText::load(&folder, &options)).await??;
         let text = Arc::new(text);
         let shutdown = CancellationToken::new();
-        let settings = DriverSettings { registry, sink, ..DriverSettings::of(&config) };
+        let place = config.sessions.clone();
+        let store = tokio::task::spawn_blocking(move || place.open()).await??;
+        let settings = DriverSettings {
+            registry,
+            sink,
+            sessions: Some(Arc::clone(&store)),
+            ..DriverSettings::of(&config)
+        };
         let (driver, driving) = Driver::start(settings, Arc::clone(&text), shutdown.clone())?;
         let state = driver.state();
         let engine = Arc::new(Engine::new(config.name(), text, driver, Tenants::new(&config.tenants)));
-        let doors = Doors::open(listeners, engine, state.clone()).await?;
-        let task = tokio::spawn(supervise(doors, driving, shutdown.clone()));
+        let quota = Quota { sessions: config.tenant_sessions, bytes: config.tenant_bytes };
+        let sessions = Sessions::new(Arc::clone(&engine), store, quota);
+        tokio::spawn(keeper::keep(sessions.clone(), config.retention, shutdown.clone()));
+        let doors = Doors::open(listeners, engine, sessions.clone(), state.clone()).await?;
+        let task = tokio::spawn(supervise(doors, driving, sessions, shutdown.clone()));
         let _shutdown_on_drop = shutdown.clone().drop_guard();
         Ok(RunningGateway { grpc_address, http_address, state, shutdown, task, _shutdown_on_drop })
     }
@@ -204,6 +220,7 @@ impl Doors {
     async fn open(
         listeners: Listeners,
         engine: Arc<Engine>,
+        sessions: Sessions,
         state: watch::Receiver<PipelineState>,
     ) -> Result<Self, GatewayError> {
         let close = CancellationToken::new();
@@ -213,6 +230,7 @@ impl Doors {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .add_service(api::grpc::service(Arc::clone(&engine)))
+            .add_service(api::sessions::service(sessions))
             .serve_with_incoming_shutdown(channel::incoming(listeners.grpc), close.clone().cancelled_owned());
         let http = listeners.http.tap_io(|stream| {
             if let Err(error) = stream.set_nodelay(true) {
@@ -275,6 +293,7 @@ async fn tell_health(health: Health, mut state: watch::Receiver<PipelineState>) 
 async fn supervise(
     mut doors: Doors,
     mut driving: JoinHandle<Result<(), DriverError>>,
+    sessions: Sessions,
     shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
     let failed = tokio::select! {
@@ -294,6 +313,7 @@ async fn supervise(
         }
         None => {
             let ended = driving.await?;
+            sessions.ended().await;
             doors.closed().await;
             Ok(ended?)
         }

@@ -1,5 +1,6 @@
 //! The one table of errors: what a caller can be told, as gRPC status and as HTTP status.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -88,12 +89,17 @@ pub struct Failure {
     pub field: Option<String>,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// Of what was to be changed, as it is now.
+    pub etag: Option<String>,
 }
+
+/// The key of an etag among an `ErrorInfo`'s metadata.
+const ETAG: &str = "etag";
 
 impl Failure {
     /// A failure with neither field nor delay.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), field: None, retry_after: None }
+        Self { reason, message: message.into(), field: None, retry_after: None, etag: None }
     }
 
     /// A wrong field of a request.
@@ -110,7 +116,8 @@ impl Failure {
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let mut details = ErrorDetails::new();
-        details.set_error_info(failure.reason.name(), DOMAIN, std::collections::HashMap::new());
+        let metadata: HashMap<_, _> = failure.etag.into_iter().map(|etag| (ETAG.to_owned(), etag)).collect();
+        details.set_error_info(failure.reason.name(), DOMAIN, metadata);
         if let Some(field) = &failure.field {
             details.add_bad_request_violation(field, &failure.message);
         }
@@ -129,11 +136,13 @@ impl From<Status> for Failure {
             .and_then(|bad| bad.field_violations.first())
             .map(|violation| violation.field.clone());
         let retry_after = details.retry_info().and_then(|info| info.retry_delay);
+        let etag = details.error_info().and_then(|info| info.metadata.get(ETAG).cloned());
         Self {
             reason: Reason::from_code(status.code()),
             message: status.message().to_owned(),
             field,
             retry_after,
+            etag,
         }
     }
 }
@@ -154,6 +163,7 @@ mod tests {
     fn a_failure_survives_the_wire() {
         let failure = Failure {
             retry_after: Some(Duration::from_secs(2)),
+            etag: Some("7".to_owned()),
             ..Failure::invalid("sampling.top_p", "top_p is 3, not in (0, 1]")
         };
         assert_eq!(Failure::from(Status::from(failure.clone())), failure);

@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub struct AnswerReader {
     pub text: Arc<ModelText>,
     /// The prompt's ids.
     pub prompt: Arc<[u32]>,
+    /// The answer's first ids, which are not told here.
+    pub given: Vec<u32>,
     /// The first event.
     pub started: v1::Started,
 }
@@ -51,6 +53,7 @@ pub struct AnswerReader {
 pub struct AnswerSender {
     events: mpsc::Sender<Buffered>,
     waiting_bytes: Arc<AtomicUsize>,
+    broken: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -74,8 +77,9 @@ pub fn answer(reader: AnswerReader, max_tokens: u32, cancel: CancelOnDrop) -> (A
     let most = usize::try_from(max_tokens).unwrap_or(usize::MAX).saturating_add(3);
     let (sender, events) = mpsc::channel(most.min(tokio::sync::Semaphore::MAX_PERMITS));
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
-    let sender = AnswerSender { events: sender, waiting_bytes: Arc::clone(&waiting_bytes) };
-    let ids = Vec::new();
+    let broken = Arc::default();
+    let sender = AnswerSender { events: sender, waiting_bytes: Arc::clone(&waiting_bytes), broken };
+    let ids = reader.given.clone();
     (sender, AnswerStream { reader, begun: false, ids, events, waiting_bytes, cancel: Some(cancel) })
 }
 
@@ -99,6 +103,17 @@ impl AnswerSender {
             return Err(Undeliverable::Full);
         }
         self.events.try_send(Buffered { event: Ok(event), bytes }).map_err(|_| Undeliverable::Gone)
+    }
+
+    /// Ends the answer with a failure that whoever writes it does not know of, so that nothing comes after.
+    pub fn break_off(&self, failure: Failure) {
+        self.broken.store(true, Ordering::Relaxed);
+        self.fail(failure);
+    }
+
+    /// Whether it was broken off.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
     }
 
     /// Ends the answer with a failure.
@@ -169,8 +184,12 @@ mod tests {
     fn ends(cancelled: &Cancelled) -> (AnswerSender, AnswerStream) {
         let defaults = GenerationDefaults::default();
         let text = ModelText { tokenizer: None, template: ChatTemplate::Missing, defaults };
-        let reader =
-            AnswerReader { text: Arc::new(text), prompt: Arc::from([1]), started: v1::Started::default() };
+        let reader = AnswerReader {
+            text: Arc::new(text),
+            prompt: Arc::from([1]),
+            given: Vec::new(),
+            started: v1::Started::default(),
+        };
         answer(reader, 100, cancelled.guard(7))
     }
 

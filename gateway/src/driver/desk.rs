@@ -82,6 +82,7 @@ impl Desk {
         let submitted = self.scheduler.submit(NewSequence {
             id: sequence,
             prompt: request.prompt.clone(),
+            given: request.given.clone(),
             max_tokens: request.stops.max_tokens,
             tenant: request.tenant,
             priority: request.priority,

@@ -54,6 +54,11 @@ impl Pipeline {
         self.members.iter().any(|member| member.description.device_kind() == DeviceKind::Cuda)
     }
 
+    /// The type that it computes in; stages agree in it.
+    pub fn compute(&self) -> &'static str {
+        self.members.first().map_or("", |first| compute_name(first.description.compute()))
+    }
+
     /// What a row's numbers depend on, beside the ids up to it.
     pub fn row_kinds(&self) -> RowKinds {
         RowKinds {

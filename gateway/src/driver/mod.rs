@@ -15,6 +15,7 @@ mod epoch;
 mod fetch;
 mod flight;
 mod join;
+mod journal;
 mod membership;
 mod mismatch;
 mod pace;
@@ -49,11 +50,12 @@ pub use mismatch::Mismatch;
 pub use requests::NewRequest;
 use requests::Requests;
 use runner::Runner;
-pub use writer::Stops;
+pub use writer::{Stops, Writer};
 
 use crate::config::GatewayConfig;
 use crate::metrics::{Metrics, RequestRecord};
 use crate::scheduler::{Limits, Loads, QueueLimits, RowKinds, Scheduler, Speculation};
+use crate::sessions::store::Store;
 use crate::tenants::Tenants;
 use crate::text::ModelText;
 
@@ -93,6 +95,8 @@ pub struct DriverSettings {
     pub sink: Option<EvidenceSink>,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
+    /// Whose journal the tokens of turns are written to.
+    pub sessions: Option<Arc<dyn Store>>,
 }
 
 /// What the pipeline is doing.
@@ -119,6 +123,8 @@ pub struct PipelineInfo {
     pub vocab_size: u32,
     /// The longest prompt plus answer, in tokens.
     pub max_context: u32,
+    /// The type that it computes in.
+    pub compute: &'static str,
 }
 
 /// Why a driver cannot go on.
@@ -159,7 +165,8 @@ pub struct SeenEvidence<'e> {
 // === impl Driver ===
 
 impl Driver {
-    /// Starts a driver for a model; it runs until `shutdown` or until its shards turn out not to make a pipeline.
+    /// Starts a driver for a model, within a runtime; it runs until `shutdown` or until its shards turn out not to make a
+    /// pipeline.
     ///
     /// # Errors
     /// An address is none, or there can be no thread for it.
@@ -188,8 +195,14 @@ impl Driver {
             row_kinds: RowKinds::default(),
         };
         let metrics = Arc::clone(&settings.metrics);
+        let mut requests = Requests::new(text, Arc::clone(&metrics));
+        if let Some(store) = &settings.sessions {
+            let outbox = journal::Outbox::default();
+            tokio::spawn(journal::run(Arc::clone(store), outbox.waiting(), requests.cancelled().clone()));
+            requests = requests.journaled(outbox);
+        }
         let desk = Desk {
-            requests: Requests::new(text, Arc::clone(&metrics)),
+            requests,
             scheduler: Scheduler::new(nothing, settings.queue).weighted(settings.weights.clone()),
             drain: DrainMeter::default(),
             began: Instant::now(),
@@ -271,6 +284,7 @@ impl DriverSettings {
             grace: config.grace,
             sink: None,
             metrics: Arc::new(Metrics::new(&config.name())),
+            sessions: None,
         }
     }
 }

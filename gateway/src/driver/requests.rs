@@ -9,10 +9,12 @@ use asterism_proto::{Failure, Reason, v1};
 
 use super::answer::{AnswerReader, AnswerSender, AnswerStream, answer};
 use super::cancel::Cancelled;
+use super::journal::{self, Batch, Entry, Outbox, Place};
 use super::writer::{Stops, Writer};
 use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::{Sampling, Token};
 use crate::scheduler::{SequenceId, Step, TenantId};
+use crate::sessions::TurnId;
 use crate::text::{Decoder, ModelText};
 
 /// A checked request.
@@ -24,6 +26,10 @@ pub struct NewRequest {
     pub model: String,
     /// The prompt's ids.
     pub prompt: Arc<[u32]>,
+    /// The first ids of its answer, drawn before: they are not told again, and meet no end.
+    pub given: Vec<u32>,
+    /// The turn in whose journal its tokens are before they are told; `None`: in none.
+    pub journal: Option<TurnId>,
     /// Stands after the prompt.
     pub decoder: Decoder,
     /// How its tokens are drawn.
@@ -55,6 +61,8 @@ pub struct Request {
     pub record: RequestRecord,
     writer: Writer,
     answer: AnswerSender,
+    /// If its tokens are journaled.
+    journal: Option<Place>,
 }
 
 /// What becomes of a sequence after a token.
@@ -76,6 +84,9 @@ pub struct Requests {
     /// What readers are to get, once the next step is on its way.
     unsent: Vec<Unsent>,
     metrics: Arc<Metrics>,
+    /// The same, of journaled answers.
+    batch: Batch,
+    journal: Option<Outbox>,
     /// Tokens drawn since the last flush.
     drawn: u64,
     /// When the first of them was.
@@ -99,10 +110,17 @@ impl Requests {
             last: 0,
             cancelled: Cancelled::default(),
             unsent: Vec::new(),
+            batch: Batch::new(),
+            journal: None,
             metrics,
             drawn: 0,
             drawing_since: None,
         }
+    }
+
+    /// With a journal, for answers that want one.
+    pub fn journaled(self, journal: Outbox) -> Self {
+        Self { journal: Some(journal), ..self }
     }
 
     /// Whether there are none.
@@ -151,15 +169,22 @@ impl Requests {
             prompt_tokens,
             seed: new.sampling.seed(),
         };
-        let reader = AnswerReader { text: Arc::clone(&self.text), prompt: Arc::clone(&new.prompt), started };
+        let (text, prompt) = (Arc::clone(&self.text), Arc::clone(&new.prompt));
+        let reader = AnswerReader { text, prompt, given: new.given.clone(), started };
         let (sender, stream) = answer(reader, new.stops.max_tokens, self.cancelled.guard(sequence));
+        let mut writer = Writer::new(new.decoder, new.stops, prompt_tokens);
+        for id in &new.given {
+            writer.token(*id, None);
+        }
+        let tokens = u32::try_from(new.given.len()).unwrap_or(u32::MAX);
         let request = Request {
             id: new.id.clone(),
             sampling: new.sampling,
             top_k,
             record,
-            writer: Writer::new(new.decoder, new.stops, prompt_tokens),
+            writer,
             answer: sender,
+            journal: new.journal.map(|turn| Place { turn, tokens }),
         };
         self.by_id.insert(new.id, sequence);
         self.by_sequence.insert(sequence, request);
@@ -209,9 +234,14 @@ impl Requests {
         if let Some(finished) = &written.finished {
             request.record.finished(finished);
         }
-        let events =
-            written.into_events().map(|event| Unsent { sequence, answer: request.answer.clone(), event });
-        self.unsent.extend(events);
+        let events = written.into_events();
+        match &mut request.journal {
+            Some(place) => place.add(&mut self.batch, (sequence, &request.answer), token.id, events),
+            None => {
+                let answer = &request.answer;
+                self.unsent.extend(events.map(|event| Unsent { sequence, answer: answer.clone(), event }));
+            }
+        }
         if !over {
             return Delivered::Continues;
         }
@@ -225,6 +255,11 @@ impl Requests {
         if self.drawing_since.take().is_some() {
             self.metrics.generation_tokens.inc_by(std::mem::take(&mut self.drawn));
         }
+        if let Some(journal) = &self.journal
+            && !self.batch.is_empty()
+        {
+            journal.put(&mut self.batch);
+        }
         let mut unread = Vec::new();
         for Unsent { sequence, answer, event } in self.unsent.drain(..) {
             if answer.send(event).is_err() {
@@ -237,39 +272,42 @@ impl Requests {
     /// Ends a request with what it has, at its caller's wish.
     pub fn abort(&mut self, sequence: SequenceId) {
         if let Some(mut request) = self.remove(sequence) {
-            self.flush();
             let written = request.writer.abort();
             if let Some(finished) = &written.finished {
                 request.record.finished(finished);
             }
-            for event in written.into_events() {
-                // A reader that is gone needs no end.
-                let _ = request.answer.send(event);
-            }
+            self.end(sequence, request, written.into_events().map(Ok).collect());
         }
     }
 
     /// Ends a request with a failure.
     pub fn fail(&mut self, sequence: SequenceId, failure: Failure) {
         if let Some(mut request) = self.remove(sequence) {
-            self.flush();
             request.record.failed(&failure);
-            request.answer.fail(failure);
+            self.end(sequence, request, vec![Err(failure)]);
+        }
+    }
+
+    /// Tells the last events of a request, after all that came before.
+    fn end(&mut self, sequence: SequenceId, request: Request, events: Vec<Result<Event, Failure>>) {
+        let answer = request.answer;
+        if request.journal.is_some() {
+            self.batch.push(Entry { sequence, answer, tokens: None, events });
+            self.flush();
+        } else {
+            self.flush();
+            // A reader that is gone needs no end.
+            journal::tell(&answer, events);
         }
     }
 
     /// Ends all requests with a failure; their sequences.
     pub fn fail_all(&mut self, reason: Reason, message: &str) -> Vec<SequenceId> {
-        self.flush();
-        self.by_id.clear();
-        let failed = std::mem::take(&mut self.by_sequence).into_iter();
-        let fail = |(sequence, mut request): (_, Request)| {
-            let failure = Failure::new(reason, message);
-            request.record.failed(&failure);
-            request.answer.fail(failure);
-            sequence
-        };
-        failed.map(fail).collect()
+        let sequences: Vec<_> = self.by_sequence.keys().copied().collect();
+        for sequence in &sequences {
+            self.fail(*sequence, Failure::new(reason, message));
+        }
+        sequences
     }
 }
 

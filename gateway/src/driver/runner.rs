@@ -121,6 +121,7 @@ impl Runner {
             checkpoint_id: pipeline.checkpoint_id.clone(),
             vocab_size: pipeline.model.vocab_size,
             max_context: limits.context(),
+            compute: pipeline.compute(),
         }
     }
 

@@ -10,6 +10,7 @@
 mod bounds;
 mod histogram;
 mod record;
+mod sessions;
 mod stages;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use prometheus_client::registry::{Metric, Registry};
 pub use histogram::Histogram;
 use histogram::Shown;
 pub use record::RequestRecord;
+pub use sessions::SessionMetrics;
 pub use stages::{StageClock, StageClocks};
 pub use trace::StepTraces;
 
@@ -47,6 +49,8 @@ pub struct Metrics {
     pub step_rows: Arc<Histogram>,
     /// Where the stages' time goes.
     pub stages: StageClocks,
+    /// Of sessions.
+    pub sessions: SessionMetrics,
     times: RequestTimes,
     ended: Endings,
     failed: Family<Failed, Counter>,
@@ -135,6 +139,7 @@ impl Metrics {
         names.own("request_failure", "Requests that were refused or failed, by the reason told", &failed);
         let step_rows = names.histogram("iteration_tokens_total", "Rows of each step", bounds::STEP_ROWS);
         let seen = Seen::named(&mut names);
+        let sessions = SessionMetrics::named(&mut names);
         names.prefixed().register_collector(Box::new(stages.clone()));
         Self {
             tracer: Tracer::new("asterism.gateway"),
@@ -142,6 +147,7 @@ impl Metrics {
             generation_tokens,
             step_rows,
             stages,
+            sessions,
             times,
             ended,
             failed,
@@ -259,7 +265,7 @@ impl Endings {
                 ("stop", &self.stop)
             }
             v1::FinishReason::Length => ("length", &self.length),
-            v1::FinishReason::Aborted => ("abort", &self.abort),
+            v1::FinishReason::Aborted | v1::FinishReason::Interrupted => ("abort", &self.abort),
         }
     }
 }

@@ -84,6 +84,31 @@ impl Sampling {
         })
     }
 
+    /// The fields of a request that is resolved to the same, whatever the defaults are then.
+    pub fn to_request(&self) -> v1::Sampling {
+        let request = v1::Sampling {
+            do_sample: Some(false),
+            repetition_penalty: Some(self.repetition_penalty),
+            presence_penalty: Some(self.presence_penalty),
+            frequency_penalty: Some(self.frequency_penalty),
+            logit_bias: self.bias.iter().map(|&(token_id, bias)| v1::LogitBias { token_id, bias }).collect(),
+            seed: Some(self.seed),
+            ..v1::Sampling::default()
+        };
+        match &self.method {
+            Method::Greedy => request,
+            // They came as f32.
+            Method::Draw(shape) => v1::Sampling {
+                do_sample: Some(true),
+                temperature: Some(shape.temperature as f32),
+                top_k: Some(shape.top_k.map_or(0, NonZeroU32::get)),
+                top_p: Some(shape.top_p as f32),
+                min_p: Some(shape.min_p as f32),
+                ..request
+            },
+        }
+    }
+
     /// The same for another of several answers to one request.
     pub fn with_choice(self, choice: u32) -> Self {
         Self { choice, ..self }

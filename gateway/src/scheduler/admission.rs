@@ -43,7 +43,8 @@ impl Scheduler {
             return if may { self.replays.pop() } else { None };
         }
         let first = self.queue.first().filter(|_| self.admitting)?;
-        if !self.has_room(first.room(first.prompt.len() as u32), || self.held_prefix(first, &[])) {
+        let known = (first.prompt.len() + first.given.len()) as u32;
+        if !self.has_room(first.room(known), || self.held_prefix(first, &first.given)) {
             return None;
         }
         let (turn, sequence) = self.queue.pop()?;

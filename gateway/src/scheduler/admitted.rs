@@ -14,7 +14,7 @@ pub(super) struct Admitted {
     pub(super) sequence: NewSequence,
     /// Its place among those that were admitted: the greatest is preempted first and replayed last.
     pub(super) turn: Turn,
-    /// The tokens of its answer so far, all of them told to its reader.
+    /// The tokens of its answer so far, given ones first.
     pub(super) drawn: Vec<u32>,
     /// The latest step of this epoch with rows of it; 0: none.
     pub(super) last_step: StepId,
@@ -25,15 +25,9 @@ pub(super) struct Admitted {
 }
 
 impl Admitted {
-    pub(super) fn new(turn: Turn, sequence: NewSequence) -> Self {
-        Self {
-            sequence,
-            turn,
-            drawn: Vec::new(),
-            last_step: 0,
-            speculator: Speculator::default(),
-            strikes: 0,
-        }
+    pub(super) fn new(turn: Turn, mut sequence: NewSequence) -> Self {
+        let drawn = std::mem::take(&mut sequence.given);
+        Self { sequence, turn, drawn, last_step: 0, speculator: Speculator::default(), strikes: 0 }
     }
 
     pub(super) fn id(&self) -> SequenceId {

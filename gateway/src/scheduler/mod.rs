@@ -82,7 +82,9 @@ pub struct NewSequence {
     pub id: SequenceId,
     /// The prompt's ids.
     pub prompt: Arc<[u32]>,
-    /// The most tokens of its answer.
+    /// The first ids of its answer, drawn before it came here: fewer than `max_tokens`. They are fed as in a replay.
+    pub given: Vec<u32>,
+    /// The most tokens of its answer, the given ones included.
     pub max_tokens: u32,
     /// On whose account it runs.
     pub tenant: TenantId,

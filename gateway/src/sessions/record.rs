@@ -97,6 +97,26 @@ pub enum HistoryOverflow {
     DropOldestTurns = 1,
 }
 
+impl HistoryTokens {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Exact => "exact",
+        }
+    }
+}
+
+impl HistoryOverflow {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::DropOldestTurns => "drop_oldest_turns",
+        }
+    }
+}
+
 /// One turn of a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Turn {

@@ -53,8 +53,17 @@ impl Tokenizer {
 
     /// The ids of a text. Nothing is added before or after it; an empty text has none.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        self.ids(text, false)
+    }
+
+    /// The ids of a text that goes on from others: the space that some models put before a text is not put before this.
+    pub fn encode_on(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        self.ids(text, true)
+    }
+
+    fn ids(&self, text: &str, goes_on: bool) -> Result<Vec<u32>, Failure> {
         let ids = match &self.kind {
-            Kind::SentencePiece(model) => model.encode(text),
+            Kind::SentencePiece(model) => model.encode(text, goes_on),
             Kind::Json(model) => model.encode(text),
         };
         ids.map_err(|error| Failure::new(Reason::Internal, format!("the tokenizer failed: {error}")))

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use asterism_gateway::sessions::prompt::{Conversation, Room};
+use asterism_gateway::sessions::{Answer, NewTurn, Settings, Turn, TurnId};
 use asterism_gateway::text::{ChatMessage, ChatTemplate, ModelText, TextOptions, Tokenizer, cut_response};
+use asterism_proto::v1;
 use serde::Deserialize;
 
 use crate::folder::{folders, name, read, root};
@@ -106,6 +109,32 @@ fn golden_chat_52b() {
             check_chat(&text, case, &turns);
         }
         println!("golden {} chat_52b: {} chats", name(&folder), cases.len());
+    }
+}
+
+/// A dialogue over a session has the prompts of the reference's `chat()`.
+#[test]
+fn golden_sessions_52b() {
+    let user = |content: &String| v1::Message { role: "user".to_owned(), content: content.clone() };
+    for (folder, text) in chats() {
+        let Some(cases) = read::<Vec<Chat>>(&folder.join("chat_52b.json")) else { continue };
+        let cases: Vec<_> = cases.iter().filter(|case| case.error.is_none()).collect();
+        for case in &cases {
+            let past = case.history_input_list.iter().zip(&case.history_output_list).zip(0..);
+            let turns: Vec<Turn> = past
+                .map(|((question, answer), index)| Turn {
+                    id: TurnId::fresh(),
+                    index,
+                    accepted: NewTurn { messages: vec![user(question)], ..NewTurn::default() },
+                    answer: Some(Answer { response: answer.clone(), ..Answer::default() }),
+                })
+                .collect();
+            let (settings, messages) = (Settings::default(), [user(&case.question)]);
+            let conversation = Conversation { settings: &settings, turns: &turns, messages: &messages };
+            let room = Room { context: 32_768, max_tokens: None };
+            assert_eq!(conversation.prompt(&text, room).unwrap().ids, case.prompt_ids);
+        }
+        println!("golden {} chat_52b over sessions: {} chats", name(&folder), cases.len());
     }
 }
 

@@ -16,6 +16,7 @@ mod otlp;
 mod prefix;
 mod sampling;
 mod sandbox;
+mod sessions;
 mod shard;
 mod tenants;
 mod toy;

@@ -248,6 +248,7 @@ impl std::fmt::Display for Turn {
             _ if self.stopped => f.write_str(", stopped]"),
             FinishReason::Length => f.write_str(", cut at the length limit]"),
             FinishReason::Aborted => f.write_str(", aborted]"),
+            FinishReason::Interrupted => f.write_str(", interrupted]"),
             _ => f.write_str("]"),
         }
     }

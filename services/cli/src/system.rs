@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use asterism_gateway::scheduler::Speculation;
+use asterism_gateway::sessions::Place;
 use asterism_gateway::{Gateway, GatewayConfig, GatewayError, Listeners, RunningGateway, Surroundings};
 use asterism_model::stage::default_memory;
 use asterism_process::config::Bytes;
@@ -48,6 +49,8 @@ pub struct Plan {
     pub transport: Transport,
     /// Whether tokens that may follow in an answer are computed ahead.
     pub speculation: Speculation,
+    /// Where sessions are kept.
+    pub sessions: Place,
     /// Where the gateway listens for gRPC.
     pub listen: SocketAddr,
     /// Where the gateway listens for HTTP.
@@ -112,6 +115,7 @@ impl Plan {
             max_rows: None,
             transport: Transport::Memory,
             speculation: Speculation::default(),
+            sessions: Place::Memory,
             listen: loopback(0),
             http_listen: loopback(0),
         }
@@ -172,6 +176,7 @@ impl System {
             listen: plan.listen,
             http_listen: plan.http_listen,
             speculation: plan.speculation,
+            sessions: plan.sessions.clone(),
             ..GatewayConfig::new(&plan.model, Vec::new())
         };
         // A taken port is told before anything is loaded.

@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use asterism_gateway::scheduler::Speculation;
+use asterism_gateway::sessions::Place;
 use asterism_process::config::Bytes;
 use asterism_process::shutdown;
 use asterism_shard::{ComputeType, DeviceName, Weights};
@@ -61,6 +62,9 @@ pub struct Arguments {
     /// not at all. The answer is the same.
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     speculation: Speculation,
+    /// Where conversations are kept: a folder, or `memory`, which ends with the process (default: the user's data folder).
+    #[arg(long, value_name = "FOLDER|memory")]
+    sessions: Option<Place>,
     /// Where to listen for gRPC.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7050")]
     listen: SocketAddr,
@@ -74,7 +78,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let model = model_folder(&arguments.model).await?;
     let shutdown = shutdown::on_signal()?;
     let Arguments { weights, shards, device, threads, memory, compute, deterministic, .. } = arguments;
-    let Arguments { speculation, listen, http_listen, .. } = arguments;
+    let Arguments { speculation, sessions, listen, http_listen, .. } = arguments;
     let plan = Plan {
         weights,
         devices: device,
@@ -83,6 +87,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         compute,
         deterministic,
         speculation,
+        sessions: sessions.unwrap_or_else(kept),
         listen,
         http_listen,
         ..Plan::new(model, shards)
@@ -96,6 +101,11 @@ pub async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         () = shutdown.cancelled() => {}
     }
     Ok(system.until(shutdown.cancelled()).await?)
+}
+
+/// Where the user's conversations are kept; in memory where there is no such place.
+fn kept() -> Place {
+    dirs::data_dir().map_or(Place::Memory, |data| Place::Folder(data.join("asterism").join("sessions")))
 }
 
 /// The folder that `--model` means; fetches the demo model if it is not there yet.

@@ -7,9 +7,9 @@ use asterism_shard::ShardConfig;
 use super::source;
 
 /// More than this is a sign that something should be computed instead.
-const MOST_KEYS: usize = 16;
+const MOST_KEYS: usize = 18;
 
-const GATEWAY: [&str; 14] = [
+const GATEWAY: [&str; 18] = [
     "listen",
     "http_listen",
     "model",
@@ -21,6 +21,10 @@ const GATEWAY: [&str; 14] = [
     "queue_tokens",
     "tenants",
     "speculation",
+    "sessions",
+    "retention",
+    "tenant_sessions",
+    "tenant_bytes",
     "take_over",
     "beat_limit",
     "grace",

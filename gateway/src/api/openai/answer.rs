@@ -68,7 +68,7 @@ fn finish_reason(reason: v1::FinishReason) -> &'static str {
     match reason {
         v1::FinishReason::StopToken | v1::FinishReason::StopString | v1::FinishReason::Unspecified => "stop",
         v1::FinishReason::Length => "length",
-        v1::FinishReason::Aborted => "abort",
+        v1::FinishReason::Aborted | v1::FinishReason::Interrupted => "abort",
     }
 }
 

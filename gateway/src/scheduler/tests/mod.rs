@@ -36,6 +36,7 @@ fn request(id: SequenceId, prompt: u32, max_tokens: u32) -> NewSequence {
     NewSequence {
         id,
         prompt: (0..prompt).collect(),
+        given: Vec::new(),
         max_tokens,
         tenant: TenantId::default(),
         priority: 0,

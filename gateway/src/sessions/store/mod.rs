@@ -4,6 +4,7 @@
 //! and, [`Store::append`] excepted, a power cut. A call that fails has done nothing. Every call of a session names its tenant,
 //! and what belongs to another is not found. Sessions and turns get their names from the caller, fresh ones.
 
+pub mod local;
 pub mod memory;
 #[cfg(test)]
 mod suite;

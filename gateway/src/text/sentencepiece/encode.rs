@@ -47,13 +47,13 @@ impl Encoder {
         })
     }
 
-    /// Appends the ids of a text without special tokens.
-    pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
+    /// Appends the ids of a text without special tokens; one that `goes_on` gets no dummy prefix.
+    pub fn encode(&self, text: &str, goes_on: bool, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
         if text.is_empty() {
             return Ok(());
         }
         let mut escaped = String::with_capacity(text.len() + text.len() / 4 + SPACE.len_utf8());
-        if self.dummy_prefix {
+        if self.dummy_prefix && !goes_on {
             escaped.push(SPACE);
         }
         for (index, word) in text.split(' ').enumerate() {

@@ -63,13 +63,14 @@ impl SentencePiece {
         self.surfaces.surfaces.len()
     }
 
-    /// The ids of a text. Each part between special tokens is encoded by itself, with a dummy prefix of its own.
-    pub fn encode(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+    /// The ids of a text. Each part between special tokens is encoded by itself, with a dummy prefix of its own; the first has
+    /// none where the text goes on from another.
+    pub fn encode(&self, text: &str, goes_on: bool) -> tokenizers::Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        for part in self.special.split(text) {
+        for (index, part) in self.special.split(text).into_iter().enumerate() {
             match part {
                 Part::Special(id) => ids.push(id),
-                Part::Text(text) => self.encoder.encode(&text, &mut ids)?,
+                Part::Text(text) => self.encoder.encode(&text, goes_on && index == 0, &mut ids)?,
             }
         }
         Ok(ids)

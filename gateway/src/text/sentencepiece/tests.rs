@@ -50,7 +50,7 @@ fn id(text: &str) -> u32 {
 
 fn check(text: &str, expected: &[&str]) {
     let expected: Vec<u32> = expected.iter().map(|text| id(text)).collect();
-    assert_eq!(load(&small(), None).unwrap().encode(text).unwrap(), expected, "{text:?}");
+    assert_eq!(load(&small(), None).unwrap().encode(text, false).unwrap(), expected, "{text:?}");
 }
 
 #[test]
@@ -147,7 +147,7 @@ proptest! {
     #[test]
     fn texts_survive(text in "[ab_ é\u{1F600}\n<>/sx]{0,40}") {
         let model = load(&small(), None).unwrap();
-        let ids = model.encode(&text).unwrap();
+        let ids = model.encode(&text, false).unwrap();
         prop_assert_eq!(model.decode(&ids), text);
     }
 
@@ -160,7 +160,7 @@ proptest! {
         bytes.truncate(end);
         let config = TokenizerConfig::default();
         if let Ok(model) = SentencePiece::load(Path::new("tokenizer.model"), &bytes, &config) {
-            model.decode(&model.encode("aba é_</s>").unwrap());
+            model.decode(&model.encode("aba é_</s>", false).unwrap());
         }
     }
 }

@@ -9,7 +9,8 @@ use super::golden::Golden;
 async fn a_load_reports_in_the_terminal_as_a_page_and_for_machines() {
     let golden = Golden::tiny();
     let listen = ["--threads", "1", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
-    let mut up = Service::start(&[&["up", "--model", golden.model()][..], &listen].concat());
+    let mut up =
+        Service::start(&[&["up", "--model", golden.model(), "--sessions", "memory"][..], &listen].concat());
     let target = format!("grpc://{}", up.announced("grpc").await);
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str| folder.path().join(name).to_str().expect("text").to_owned();

@@ -10,4 +10,5 @@ mod load;
 mod mistakes;
 mod pipeline;
 mod pull;
+mod sessions;
 mod talk;

@@ -67,7 +67,9 @@ async fn a_gateway_waits_for_its_shards() {
 async fn up_is_everything_and_chat_answers_each_line() {
     let golden = Golden::demo_or_tiny();
     let listen = ["--threads", "1", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
-    let mut up = Service::start(&[&["up", "--model", golden.model(), "--shards", "3"][..], &listen].concat());
+    let mut up = Service::start(
+        &[&["up", "--model", golden.model(), "--shards", "3", "--sessions", "memory"][..], &listen].concat(),
+    );
     let (grpc, http) = (up.announced("grpc").await, up.announced("http").await);
     talk::compare(&mut talk::connect(&grpc).await, &golden).await;
     if golden.speaks() {

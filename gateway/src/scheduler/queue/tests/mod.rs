@@ -15,6 +15,7 @@ fn sequence(id: SequenceId, tenant: u32, prompt: u32, max_tokens: u32) -> NewSeq
     NewSequence {
         id,
         prompt: (0..prompt).collect(),
+        given: Vec::new(),
         max_tokens,
         tenant: TenantId(tenant),
         priority: 0,

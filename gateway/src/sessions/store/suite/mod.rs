@@ -1,6 +1,7 @@
-//! What every store does, as tests of any: a sentence of the trait, a test.
+//! What every store does, as tests of any: a sentence of the trait's, a test; and random steps, compared with the model.
 
 pub mod keys;
+pub mod properties;
 pub mod running;
 pub mod sessions;
 pub mod sharing;
@@ -13,6 +14,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::sessions::record::End;
+
+pub use properties::{Op, agrees_with_the_model, apply, everything, op, ops};
 
 /// Where a store lies.
 pub trait Bed: Sync {

@@ -1,0 +1,233 @@
+//! One turn, from its acceptance to its committed answer.
+//!
+//! A turn that was accepted runs to its end whoever reads it: through a pipeline that breaks, a queue that is full for a while,
+//! a store that cannot be written for a while. Only the gateway's own end leaves it, to be claimed by the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use asterism_proto::v1::generate_response::Event;
+use asterism_proto::{Failure, Reason, v1};
+use futures::StreamExt as _;
+
+use super::live::Live;
+use super::now_ms;
+use super::record::{Answer, End, NewTurn};
+use super::store::{Store, StoreError};
+use crate::driver::{AnswerStream, PipelineState};
+use crate::engine::Engine;
+
+/// Between two attempts at the same, at first and at most.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A turn's task.
+#[derive(Debug)]
+pub struct Run {
+    /// Draws its tokens.
+    pub engine: Arc<Engine>,
+    /// Keeps them.
+    pub store: Arc<dyn Store>,
+    /// Tells its readers.
+    pub live: Arc<Live>,
+    /// On whose account it runs.
+    pub tenant: String,
+    /// What was accepted.
+    pub accepted: NewTurn,
+}
+
+/// How an answer ended.
+struct Ended {
+    end: End,
+    finished: v1::Finished,
+    failure: String,
+}
+
+/// The gateway ends before the answer does.
+struct Leaving;
+
+impl Run {
+    /// Runs to the end, from `begun` on if that is given. Whatever happens, its readers hear of an end.
+    pub async fn run(self, begun: Option<AnswerStream>) {
+        let mut first_token_ms = 0;
+        let ended = match self.answer(begun, &mut first_token_ms).await {
+            Ok(ended) => ended,
+            Err(Leaving) => return self.leave(),
+        };
+        let failure = ended.failure.clone();
+        if ended.end == End::Failed {
+            tracing::warn!(turn = %self.live.turn, why = %failure, "a turn is interrupted");
+            self.engine.metrics().sessions.interrupted();
+        }
+        let answer = Answer {
+            token_ids: self.live.token_ids(),
+            text: self.live.text(),
+            response: ended.finished.response.clone(),
+            end: ended.end.into(),
+            finished: Some(ended.finished.clone()),
+            failure: ended.failure,
+            first_token_ms,
+            ended_ms: now_ms(),
+        };
+        let Some(version) = self.commit(answer).await else { return self.leave() };
+        let finished = Some(ended.finished);
+        self.live.end(Ok(v1::TurnFinished { finished, etag: version.to_string(), failure }));
+    }
+
+    /// Tells readers to come again.
+    fn leave(&self) {
+        let message = "the gateway is shutting down; the answer goes on when it is back";
+        self.live.end(Err(Failure::new(Reason::Unavailable, message)));
+    }
+
+    async fn answer(
+        &self,
+        mut begun: Option<AnswerStream>,
+        first_token_ms: &mut u64,
+    ) -> Result<Ended, Leaving> {
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            let stream = match begun.take() {
+                Some(stream) => Ok(stream),
+                None => self.go_on().await?,
+            };
+            let failure = match stream {
+                Ok(stream) => match self.read(stream, first_token_ms).await {
+                    Ok(ended) => return Ok(ended),
+                    Err(failure) => failure,
+                },
+                // A tokens' end, a stop, or what cannot be gone on with.
+                Err(Stop::Ended(ended)) => return Ok(ended),
+                Err(Stop::Refused(failure)) => failure,
+            };
+            match failure.reason {
+                Reason::Unavailable | Reason::Exhausted => {
+                    tracing::info!(turn = %self.live.turn, why = %failure, "the answer waits to go on");
+                    tokio::select! {
+                        () = tokio::time::sleep(failure.retry_after.unwrap_or(pause)) => {}
+                        () = self.live.stop.cancelled() => {}
+                    }
+                    pause = (2 * pause).min(LONGEST_PAUSE);
+                }
+                _ => return Ok(self.cut(End::Failed, failure.message)),
+            }
+        }
+    }
+
+    /// Reads an answer to its end.
+    async fn read(&self, mut stream: AnswerStream, first_token_ms: &mut u64) -> Result<Ended, Failure> {
+        let request = stream.started().request_id.clone();
+        let mut stopped = false;
+        loop {
+            let event = tokio::select! {
+                event = stream.next() => event,
+                () = self.live.stop.cancelled(), if !stopped => {
+                    stopped = true;
+                    // Its end comes through the stream; a driver that is gone ends that too.
+                    let _ = self.engine.abort(request.clone()).await;
+                    continue;
+                }
+            };
+            match event {
+                Some(Ok(Event::Started(_))) => {}
+                Some(Ok(Event::Delta(delta))) => {
+                    if *first_token_ms == 0 {
+                        *first_token_ms = now_ms();
+                    }
+                    self.live.tell(delta);
+                }
+                Some(Ok(Event::Finished(finished))) => {
+                    let aborted = finished.reason() == v1::FinishReason::Aborted;
+                    let end = if aborted { End::Stopped } else { End::Whole };
+                    return Ok(Ended { end, finished, failure: String::new() });
+                }
+                Some(Err(failure)) => return Err(failure),
+                None => return Err(Failure::new(Reason::Unavailable, "the answer broke off")),
+            }
+        }
+    }
+
+    /// Submits what is left of the answer, once there is a pipeline.
+    async fn go_on(&self) -> Result<Result<AnswerStream, Stop>, Leaving> {
+        let mut state = self.engine.state();
+        let ready =
+            |state: &PipelineState| matches!(state, PipelineState::Joined(_) | PipelineState::Leaving);
+        let joined = tokio::select! {
+            state = state.wait_for(ready) => match state.as_deref() {
+                Ok(PipelineState::Joined(info)) => info.clone(),
+                _ => return Err(Leaving),
+            },
+            () = self.live.stop.cancelled() => return Ok(Err(Stop::Ended(self.cut(End::Stopped, String::new())))),
+        };
+        let given = self.live.token_ids();
+        let replayed = match self.engine.replay(&self.accepted, &given) {
+            Ok(replayed) => replayed,
+            Err(failure) => return Ok(Err(Stop::Refused(internal(&failure)))),
+        };
+        if let Some(finished) = replayed.finished {
+            let failure = String::new();
+            return Ok(Err(Stop::Ended(Ended { end: End::Whole, finished, failure })));
+        }
+        if joined.checkpoint_id != self.accepted.checkpoint_id {
+            let (before, now) = (&self.accepted.checkpoint_id, &joined.checkpoint_id);
+            let message = format!("checkpoint {before} began this answer, and {now} is served now");
+            return Ok(Err(Stop::Ended(self.cut(End::Failed, message))));
+        }
+        let submitted = self.engine.run_turn(self.live.turn, &self.accepted, &self.tenant, given).await;
+        Ok(submitted.map_err(Stop::Refused))
+    }
+
+    /// Ends the answer with the tokens that it has.
+    fn cut(&self, end: End, failure: String) -> Ended {
+        let token_ids = self.live.token_ids();
+        let (delta, finished) = match self.engine.replay(&self.accepted, &token_ids) {
+            Ok(replayed) => replayed.end(),
+            Err(_) => (v1::Delta::default(), v1::Finished::default()),
+        };
+        if !delta.text.is_empty() {
+            self.live.tell(delta);
+        }
+        let reason = match end {
+            End::Failed => v1::FinishReason::Interrupted,
+            _ => v1::FinishReason::Aborted,
+        };
+        let response = self.engine.text().response(&self.accepted.prompt_ids, &token_ids);
+        let finished = v1::Finished { reason: reason.into(), response, ..finished };
+        Ended { end, finished, failure }
+    }
+
+    /// Commits the answer, as soon as the store can; `None`: the gateway ends before.
+    async fn commit(&self, answer: Answer) -> Option<u64> {
+        let mut state = self.engine.state();
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            match self.store.finish(self.live.turn, answer.clone()).await {
+                Ok(version) => return Some(version),
+                Err(error @ (StoreError::Unwritable(_) | StoreError::Unreachable(_))) => {
+                    tracing::error!(turn = %self.live.turn, %error, "an answer waits to be committed");
+                }
+                Err(error) => {
+                    tracing::error!(turn = %self.live.turn, %error, "an answer is not committed");
+                    return Some(0);
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = state.wait_for(|state| *state == PipelineState::Leaving) => return None,
+            }
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// Why nothing more is drawn now.
+enum Stop {
+    /// The answer is over.
+    Ended(Ended),
+    /// It was not taken.
+    Refused(Failure),
+}
+
+fn internal(failure: &Failure) -> Failure {
+    Failure::new(Reason::Internal, failure.message.clone())
+}
