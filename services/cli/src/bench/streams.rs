@@ -51,8 +51,17 @@ pub struct StreamPlan {
 struct Answer {
     /// From the request to the first token.
     first: Duration,
+    /// When each token came; those that came together are spread over the time that they took together.
+    arrived: Vec<Instant>,
+}
+
+/// What there is while all answers are under way, none read and none over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Steady {
     /// From token to token.
-    between: Vec<Duration>,
+    between: Duration,
+    /// Tokens of prompt and answer, the one that is fed included.
+    context: usize,
 }
 
 /// Starts a system, measures and prints; beside `figures` of the same steps without a gateway.
@@ -87,21 +96,28 @@ pub async fn measure(plan: &StreamPlan, figures: Option<&Figures>) -> Result<(),
         plan.prompt,
         plan.new,
     );
-    println!("streams    ms/token   tokens/s   first token  step in this process, of the roofline");
+    println!(
+        "streams    ms/token   context    tokens/s   first token  step in this process, of the roofline"
+    );
     for (round, &streams) in plan.streams.iter().enumerate() {
         let began = Instant::now();
         let requests = (0..streams).map(|stream| plan.request(vocab, 1 + round * 1000 + stream));
         let answers = try_join_all(requests.map(|request| answer(client.clone(), request))).await?;
         let wall = began.elapsed();
         let first = median(answers.iter().map(|answer| answer.first).collect());
-        let between = median(answers.into_iter().flat_map(|answer| answer.between).collect());
+        let arrived: Vec<_> = answers.into_iter().map(|answer| answer.arrived).collect();
+        let Some(steady) = Steady::of(&arrived, plan.prompt) else {
+            println!("{streams:<9}  never all at once: ask for more new tokens");
+            continue;
+        };
         print!(
-            "{streams:<9}  {:<9.3}  {:<9.1}  {:<11}  ",
-            ms(between),
+            "{streams:<9}  {:<9.3}  {:<9}  {:<9.1}  {:<11}  ",
+            ms(steady.between),
+            steady.context,
             (streams * plan.new) as f64 / wall.as_secs_f64(),
             format!("{:.0} ms", ms(first)),
         );
-        println!("{}", plan.beside(figures, streams, between));
+        println!("{}", plan.beside(figures, streams, steady));
     }
     drop(client);
     Ok(system.until(std::future::ready(())).await?)
@@ -145,9 +161,10 @@ impl StreamPlan {
     }
 
     /// The same step in this process, and how far the whole is from the roofline.
-    fn beside(&self, figures: Option<&Figures>, streams: usize, between: Duration) -> String {
+    fn beside(&self, figures: Option<&Figures>, streams: usize, steady: Steady) -> String {
         let Some(Figures { steps, limits, info }) = figures else { return String::new() };
-        let roofline = roofline(info, limits, streams, self.prompt + self.new / 2);
+        let Steady { between, context } = steady;
+        let roofline = roofline(info, limits, streams, context);
         let share = 100.0 * roofline.as_secs_f64() / between.as_secs_f64();
         let step = steps.iter().find(|(rows, _)| *rows == streams);
         let step = step.map_or("not measured".to_owned(), |(_, step)| {
@@ -164,8 +181,7 @@ async fn answer(
 ) -> Result<Answer, Box<dyn Error>> {
     let began = Instant::now();
     let mut stream = client.generate(request).await?.into_inner();
-    let mut answer: Option<Answer> = None;
-    let mut last = began;
+    let mut arrived = Vec::new();
     while let Some(message) = stream.message().await? {
         let Some(Event::Delta(delta)) = message.event else { continue };
         let tokens = u32::try_from(delta.token_ids.len()).unwrap_or(u32::MAX);
@@ -173,14 +189,46 @@ async fn answer(
             continue;
         }
         let now = Instant::now();
-        match &mut answer {
-            None => answer = Some(Answer { first: now - began, between: Vec::new() }),
-            // Tokens that came together took their time together.
-            Some(answer) => {
-                answer.between.extend((0..tokens).map(|_| (now - last) / tokens));
+        let last = arrived.last().copied().unwrap_or(now);
+        arrived.extend((1..=tokens).map(|token| last + (now - last) * token / tokens));
+    }
+    let first = arrived.first().copied().ok_or("the answer is empty")? - began;
+    Ok(Answer { first, arrived })
+}
+
+impl Steady {
+    /// The middle of what lies between the last answer's first token and the first answer's last; `None`: nothing does.
+    fn of(arrived: &[Vec<Instant>], prompt: usize) -> Option<Self> {
+        let from = arrived.iter().filter_map(|tokens| tokens.first()).max()?;
+        let to = arrived.iter().filter_map(|tokens| tokens.last()).min()?;
+        let (mut between, mut contexts) = (Vec::new(), Vec::new());
+        for tokens in arrived {
+            for (pair, token) in tokens.windows(2).zip(1..) {
+                if pair[0] >= *from && pair[1] <= *to {
+                    between.push(pair[1] - pair[0]);
+                    contexts.push(prompt + token);
+                }
             }
         }
-        last = now;
+        contexts.sort_unstable();
+        let context = *contexts.get(contexts.len() / 2)?;
+        Some(Self { between: median(between), context })
     }
-    answer.ok_or_else(|| "the answer is empty".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_all_answers_are_under_way_for_counts() {
+        let start = Instant::now();
+        let at = |all: &[u64]| all.iter().map(|ms| start + Duration::from_millis(*ms)).collect::<Vec<_>>();
+        // The second waits for its prompt until 40; the first is over at 75.
+        let arrived = [at(&[0, 10, 30, 40, 51, 63, 75]), at(&[40, 51, 63, 75, 80, 84])];
+        let between = Duration::from_millis(12);
+        assert_eq!(Steady::of(&arrived, 100), Some(Steady { between, context: 104 }));
+        assert_eq!(Steady::of(&[at(&[0, 10]), at(&[20, 30])], 100), None);
+        assert_eq!(Steady::of(&[], 100), None);
+    }
 }
