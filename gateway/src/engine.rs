@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use crate::caller::Caller;
-use crate::driver::{AnswerStream, Driver, NewRequest, PipelineInfo, PipelineState, Stops};
+use crate::driver::{AnswerStream, Driver, NewRequest, PipelineInfo, PipelineState, Stops, Writer};
 use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::Sampling;
 use crate::scheduler::{Loads, TenantId};
@@ -126,15 +126,17 @@ impl Engine {
         let stopping = request.stopping.unwrap_or_default();
         let length = Length { prompt: prompt.len(), field, asked: stopping.max_tokens, open_end };
         let max_tokens = length.max_tokens(defaults, pipeline.max_context)?;
+        let stops = stops(stopping, max_tokens, defaults, &pipeline)?;
+        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         Ok(NewRequest {
             id,
             model: self.name.clone(),
             prompt: prompt.into(),
             given: Vec::new(),
             journal: None,
-            decoder,
             sampling,
-            stops: stops(stopping, max_tokens, defaults, &pipeline)?,
+            writer: Writer::new(decoder, stops, prompt_tokens),
+            max_tokens,
             tenant,
             priority,
             deadline,

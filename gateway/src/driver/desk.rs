@@ -83,7 +83,7 @@ impl Desk {
             id: sequence,
             prompt: request.prompt.clone(),
             given: request.given.clone(),
-            max_tokens: request.stops.max_tokens,
+            max_tokens: request.max_tokens,
             tenant: request.tenant,
             priority: request.priority,
             arrived: self.began.elapsed(),

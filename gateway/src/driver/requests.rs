@@ -10,12 +10,12 @@ use asterism_proto::{Failure, Reason, v1};
 use super::answer::{AnswerReader, AnswerSender, AnswerStream, answer};
 use super::cancel::Cancelled;
 use super::journal::{self, Batch, Entry, Outbox, Place};
-use super::writer::{Stops, Writer};
+use super::writer::Writer;
 use crate::metrics::{Metrics, RequestRecord};
 use crate::sampler::{Sampling, Token};
 use crate::scheduler::{SequenceId, Step, TenantId};
 use crate::sessions::TurnId;
-use crate::text::{Decoder, ModelText};
+use crate::text::ModelText;
 
 /// A checked request.
 #[derive(Clone, Debug)]
@@ -30,12 +30,12 @@ pub struct NewRequest {
     pub given: Vec<u32>,
     /// The turn in whose journal its tokens are before they are told; `None`: in none.
     pub journal: Option<TurnId>,
-    /// Stands after the prompt.
-    pub decoder: Decoder,
     /// How its tokens are drawn.
     pub sampling: Sampling,
-    /// Where its answer ends.
-    pub stops: Stops,
+    /// Writes its answer; stands after the given ids.
+    pub writer: Writer,
+    /// The most tokens of its answer.
+    pub max_tokens: u32,
     /// On whose account it runs.
     pub tenant: TenantId,
     /// Higher goes first among one tenant's.
@@ -171,18 +171,14 @@ impl Requests {
         };
         let (text, prompt) = (Arc::clone(&self.text), Arc::clone(&new.prompt));
         let reader = AnswerReader { text, prompt, given: new.given.clone(), started };
-        let (sender, stream) = answer(reader, new.stops.max_tokens, self.cancelled.guard(sequence));
-        let mut writer = Writer::new(new.decoder, new.stops, prompt_tokens);
-        for id in &new.given {
-            writer.token(*id, None);
-        }
+        let (sender, stream) = answer(reader, new.max_tokens, self.cancelled.guard(sequence));
         let tokens = u32::try_from(new.given.len()).unwrap_or(u32::MAX);
         let request = Request {
             id: new.id.clone(),
             sampling: new.sampling,
             top_k,
             record,
-            writer,
+            writer: new.writer,
             answer: sender,
             journal: new.journal.map(|turn| Place { turn, tokens }),
         };

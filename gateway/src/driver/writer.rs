@@ -19,7 +19,7 @@ pub struct Stops {
 }
 
 /// Writes one answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Writer {
     decoder: Decoder,
     stops: Stops,

@@ -1,8 +1,6 @@
 //! Turns of sessions: the same path as that of any request, but every choice is made before, so that it can be gone again from
 //! any token on.
 
-use std::sync::Arc;
-
 use asterism_proto::{Failure, v1};
 use uuid::Uuid;
 
@@ -75,7 +73,7 @@ impl Engine {
         Ok((sampling.to_request(), stopping))
     }
 
-    /// Begins a turn's answer, or goes on with it after the tokens `given`, which are not told again.
+    /// Begins a turn's answer, or goes on with it after the tokens that were replayed, which are not told again.
     ///
     /// # Errors
     /// Why it is not taken now.
@@ -84,10 +82,10 @@ impl Engine {
         turn: TurnId,
         accepted: &NewTurn,
         tenant: &str,
-        given: Vec<u32>,
+        replayed: Replayed,
     ) -> Result<AnswerStream, Failure> {
         let mut record = RequestRecord::arrived(self.driver.metrics(), &TraceContext::default());
-        match self.turn_request(turn, accepted, tenant, given) {
+        match self.turn_request(turn, accepted, tenant, replayed) {
             Ok(request) => self.driver.submit(request, record).await,
             Err(failure) => {
                 record.failed(&failure);
@@ -123,7 +121,7 @@ impl Engine {
         turn: TurnId,
         accepted: &NewTurn,
         tenant: &str,
-        given: Vec<u32>,
+        replayed: Replayed,
     ) -> Result<NewRequest, Failure> {
         let tenant = self.tenants.find(Some(tenant))?;
         let pipeline = self.driver.pipeline()?;
@@ -131,18 +129,21 @@ impl Engine {
         let output = v1::Output::default();
         let seed = wanted.seed.unwrap_or_default();
         let sampling = Sampling::resolve(&wanted, &output, &self.text.defaults, pipeline.vocab_size, seed)?;
-        let prompt: Arc<[u32]> = accepted.prompt_ids.clone().into();
-        let decoder = self.text.decoder(&prompt);
+        let Replayed { deltas, writer, .. } = replayed;
         Ok(NewRequest {
             // Not the turn's own: its request before may still be on its way out.
             id: Uuid::new_v4().simple().to_string(),
             model: self.name.clone(),
-            prompt,
-            given,
+            prompt: accepted.prompt_ids.clone().into(),
+            given: deltas.into_iter().flat_map(|delta| delta.token_ids).collect(),
             journal: Some(turn),
-            decoder,
             sampling,
-            stops: turn_stops(accepted)?,
+            writer,
+            max_tokens: accepted
+                .stopping
+                .as_ref()
+                .and_then(|stopping| stopping.max_tokens)
+                .unwrap_or_default(),
             tenant,
             priority: accepted.priority,
             deadline: None,

@@ -14,6 +14,8 @@ use crate::engine::{self, blocking};
 
 /// The longest idempotency key, in bytes.
 const LONGEST_KEY: usize = 256;
+/// A version that no session has: they begin at 1.
+const NO_VERSION: u64 = 0;
 /// The most messages of a turn.
 const MOST_MESSAGES: usize = 1024;
 
@@ -65,11 +67,14 @@ impl Sessions {
         } else {
             self.resolve(tenant, &session, &append).await?
         };
+        // The prompt was made for this version and no other, whatever the caller expects to come.
+        let version = append.version.is_none_or(|version| version == session.version);
+        let version = if version { session.version } else { NO_VERSION };
+        let differs = accepted.history_differs_at.is_some();
         let turn = TurnId::fresh();
         let begin = BeginTurn {
             id: turn,
-            // The prompt was made for this version.
-            version: append.version.or(Some(session.version)),
+            version: Some(version),
             key: append.key,
             turn: accepted,
             quota: self.shared.quota,
@@ -84,17 +89,28 @@ impl Sessions {
                 return self.read(tenant, id, other?.turn, 0).await;
             }
         };
-        let stream = self.shared.engine.run_turn(turn, &begun.accepted, tenant, Vec::new()).await;
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(failure) => {
-                self.shared.running().remove(&turn);
-                live.end(Err(failure.clone()));
-                self.shared.store.discard(turn).await?;
-                return Err(failure);
-            }
+        let engine = &self.shared.engine;
+        let stream = match engine.replay(&begun.accepted, &[]) {
+            Ok(nothing) => engine.run_turn(turn, &begun.accepted, tenant, nothing).await,
+            Err(failure) => Err(failure),
         };
-        self.run(Arc::clone(&live), tenant.to_owned(), begun.accepted.clone(), Some(stream));
+        let stream = match stream {
+            Ok(stream) => Some(stream),
+            Err(failure) => match self.shared.store.discard(turn).await {
+                Ok(()) => {
+                    self.shared.running().remove(&turn);
+                    live.end(Err(failure.clone()));
+                    return Err(failure);
+                }
+                // What cannot be taken back is accepted, and waits to begin.
+                Err(error) => {
+                    tracing::warn!(%turn, %error, why = %failure, "a refused turn cannot be taken back");
+                    None
+                }
+            },
+        };
+        engine.metrics().sessions.turn(differs);
+        self.run(Arc::clone(&live), tenant.to_owned(), begun.accepted.clone(), stream);
         Ok(Reading { session: id, turn: begun, from: 0, news: Box::pin(live.read(0)) })
     }
 
@@ -122,7 +138,6 @@ impl Sessions {
         });
         let Prompt { ids, dropped_turns, differs_at } = prompt.await?;
         let (sampling, stopping) = engine.resolve_turn(&sampling, stopping, &ids)?;
-        engine.metrics().sessions.turn(differs_at.is_some());
         Ok(NewTurn {
             messages: append.messages.clone(),
             prompt_ids: ids,

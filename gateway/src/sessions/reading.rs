@@ -65,31 +65,23 @@ impl Sessions {
         turn: Turn,
         from: u32,
     ) -> Result<Reading, Failure> {
-        if turn.answer.is_some() {
-            return self.read_ended(tenant, id, turn, from).await;
+        let mut turn = turn;
+        if turn.answer.is_none() {
+            let live = self.shared.running().get(&turn.id).cloned();
+            if let Some(live) = live {
+                return Ok(Reading { session: id, turn, from, news: live.read(from).boxed() });
+            }
+            // It has ended meanwhile, or another gateway has it.
+            turn = self.turn(tenant, id, Some(turn.index)).await?;
         }
-        let live = self.shared.running().get(&turn.id).cloned();
-        if let Some(live) = live {
-            return Ok(Reading { session: id, turn, from, news: live.read(from).boxed() });
-        }
-        // It has ended meanwhile, or another gateway has it.
-        let turn = self.turn(tenant, id, Some(turn.index)).await?;
-        if turn.answer.is_some() {
-            return self.read_ended(tenant, id, turn, from).await;
-        }
-        let message = format!("turn {} of session {id} does not run under this gateway", turn.index);
-        Err(Failure { retry_after: Some(RETRY_AFTER), ..Failure::new(Reason::Unavailable, message) })
-    }
-
-    async fn read_ended(
-        &self,
-        tenant: &str,
-        id: SessionId,
-        turn: Turn,
-        from: u32,
-    ) -> Result<Reading, Failure> {
+        let Some(answer) = turn.answer.clone() else {
+            let message = format!("turn {} of session {id} does not run under this gateway", turn.index);
+            return Err(Failure {
+                retry_after: Some(RETRY_AFTER),
+                ..Failure::new(Reason::Unavailable, message)
+            });
+        };
         let etag = self.get(tenant, id).await?.version.to_string();
-        let answer = turn.answer.clone().unwrap_or_default();
         let (start, has) = (from as usize, answer.token_ids.len());
         if start > has {
             let message = format!("from_token_index is {from}, and the answer has {has} tokens");

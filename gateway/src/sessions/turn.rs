@@ -43,17 +43,21 @@ struct Ended {
     failure: String,
 }
 
-/// The gateway ends before the answer does.
-struct Leaving;
+/// Why nothing is drawn now.
+enum Halt {
+    /// The answer is over.
+    Ended(Ended),
+    /// It was not taken.
+    Refused(Failure),
+    /// The gateway ends before the answer does.
+    Leaving,
+}
 
 impl Run {
     /// Runs to the end, from `begun` on if that is given. Whatever happens, its readers hear of an end.
     pub async fn run(self, begun: Option<AnswerStream>) {
         let mut first_token_ms = 0;
-        let ended = match self.answer(begun, &mut first_token_ms).await {
-            Ok(ended) => ended,
-            Err(Leaving) => return self.leave(),
-        };
+        let Some(ended) = self.answer(begun, &mut first_token_ms).await else { return self.leave() };
         let failure = ended.failure.clone();
         if ended.end == End::Failed {
             tracing::warn!(turn = %self.live.turn, why = %failure, "a turn is interrupted");
@@ -69,9 +73,14 @@ impl Run {
             first_token_ms,
             ended_ms: now_ms(),
         };
-        let Some(version) = self.commit(answer).await else { return self.leave() };
-        let finished = Some(ended.finished);
-        self.live.end(Ok(v1::TurnFinished { finished, etag: version.to_string(), failure }));
+        match self.commit(answer).await {
+            Some(Ok(version)) => {
+                let finished = Some(ended.finished);
+                self.live.end(Ok(v1::TurnFinished { finished, etag: version.to_string(), failure }));
+            }
+            Some(Err(error)) => self.live.end(Err(error.into())),
+            None => self.leave(),
+        }
     }
 
     /// Tells readers to come again.
@@ -80,25 +89,22 @@ impl Run {
         self.live.end(Err(Failure::new(Reason::Unavailable, message)));
     }
 
-    async fn answer(
-        &self,
-        mut begun: Option<AnswerStream>,
-        first_token_ms: &mut u64,
-    ) -> Result<Ended, Leaving> {
+    /// Draws the answer to its end; `None`: the gateway ends before.
+    async fn answer(&self, mut begun: Option<AnswerStream>, first_token_ms: &mut u64) -> Option<Ended> {
         let mut pause = SHORTEST_PAUSE;
         loop {
             let stream = match begun.take() {
                 Some(stream) => Ok(stream),
-                None => self.go_on().await?,
+                None => self.go_on().await,
             };
             let failure = match stream {
                 Ok(stream) => match self.read(stream, first_token_ms).await {
-                    Ok(ended) => return Ok(ended),
+                    Ok(ended) => return Some(ended),
                     Err(failure) => failure,
                 },
-                // A tokens' end, a stop, or what cannot be gone on with.
-                Err(Stop::Ended(ended)) => return Ok(ended),
-                Err(Stop::Refused(failure)) => failure,
+                Err(Halt::Refused(failure)) => failure,
+                Err(Halt::Ended(ended)) => return Some(ended),
+                Err(Halt::Leaving) => return None,
             };
             match failure.reason {
                 Reason::Unavailable | Reason::Exhausted => {
@@ -109,7 +115,7 @@ impl Run {
                     }
                     pause = (2 * pause).min(LONGEST_PAUSE);
                 }
-                _ => return Ok(self.cut(End::Failed, failure.message)),
+                _ => return Some(self.cut(End::Failed, failure.message)),
             }
         }
     }
@@ -148,33 +154,33 @@ impl Run {
     }
 
     /// Submits what is left of the answer, once there is a pipeline.
-    async fn go_on(&self) -> Result<Result<AnswerStream, Stop>, Leaving> {
+    async fn go_on(&self) -> Result<AnswerStream, Halt> {
         let mut state = self.engine.state();
         let ready =
             |state: &PipelineState| matches!(state, PipelineState::Joined(_) | PipelineState::Leaving);
         let joined = tokio::select! {
+            biased;
+            () = self.live.stop.cancelled() => {
+                return Err(Halt::Ended(self.cut(End::Stopped, String::new())));
+            }
             state = state.wait_for(ready) => match state.as_deref() {
                 Ok(PipelineState::Joined(info)) => info.clone(),
-                _ => return Err(Leaving),
+                _ => return Err(Halt::Leaving),
             },
-            () = self.live.stop.cancelled() => return Ok(Err(Stop::Ended(self.cut(End::Stopped, String::new())))),
         };
-        let given = self.live.token_ids();
-        let replayed = match self.engine.replay(&self.accepted, &given) {
-            Ok(replayed) => replayed,
-            Err(failure) => return Ok(Err(Stop::Refused(internal(&failure)))),
-        };
+        let replayed = self.engine.replay(&self.accepted, &self.live.token_ids());
+        let replayed = replayed.map_err(|failure| Halt::Refused(internal(&failure)))?;
         if let Some(finished) = replayed.finished {
             let failure = String::new();
-            return Ok(Err(Stop::Ended(Ended { end: End::Whole, finished, failure })));
+            return Err(Halt::Ended(Ended { end: End::Whole, finished, failure }));
         }
         if joined.checkpoint_id != self.accepted.checkpoint_id {
             let (before, now) = (&self.accepted.checkpoint_id, &joined.checkpoint_id);
             let message = format!("checkpoint {before} began this answer, and {now} is served now");
-            return Ok(Err(Stop::Ended(self.cut(End::Failed, message))));
+            return Err(Halt::Ended(self.cut(End::Failed, message)));
         }
-        let submitted = self.engine.run_turn(self.live.turn, &self.accepted, &self.tenant, given).await;
-        Ok(submitted.map_err(Stop::Refused))
+        let submitted = self.engine.run_turn(self.live.turn, &self.accepted, &self.tenant, replayed).await;
+        submitted.map_err(Halt::Refused)
     }
 
     /// Ends the answer with the tokens that it has.
@@ -197,18 +203,18 @@ impl Run {
     }
 
     /// Commits the answer, as soon as the store can; `None`: the gateway ends before.
-    async fn commit(&self, answer: Answer) -> Option<u64> {
+    async fn commit(&self, answer: Answer) -> Option<Result<u64, StoreError>> {
         let mut state = self.engine.state();
         let mut pause = SHORTEST_PAUSE;
         loop {
             match self.store.finish(self.live.turn, answer.clone()).await {
-                Ok(version) => return Some(version),
+                Ok(version) => return Some(Ok(version)),
                 Err(error @ (StoreError::Unwritable(_) | StoreError::Unreachable(_))) => {
                     tracing::error!(turn = %self.live.turn, %error, "an answer waits to be committed");
                 }
                 Err(error) => {
                     tracing::error!(turn = %self.live.turn, %error, "an answer is not committed");
-                    return Some(0);
+                    return Some(Err(error));
                 }
             }
             tokio::select! {
@@ -218,14 +224,6 @@ impl Run {
             pause = (2 * pause).min(LONGEST_PAUSE);
         }
     }
-}
-
-/// Why nothing more is drawn now.
-enum Stop {
-    /// The answer is over.
-    Ended(Ended),
-    /// It was not taken.
-    Refused(Failure),
 }
 
 fn internal(failure: &Failure) -> Failure {

@@ -225,6 +225,9 @@ async fn one_turn_at_a_time() {
 
     let stale = v1::AppendTurnRequest { etag, ..says(&session, "late", 8) };
     assert_eq!(refused(append(&mut client, stale).await.unwrap_err()), Some(told.finished.etag.clone()));
+    let to_come = (told.finished.etag.parse::<u64>().unwrap() + 1).to_string();
+    let early = v1::AppendTurnRequest { etag: to_come, ..says(&session, "early", 8) };
+    assert_eq!(refused(append(&mut client, early).await.unwrap_err()), Some(told.finished.etag.clone()));
     let fresh = v1::AppendTurnRequest { etag: told.finished.etag, ..says(&session, "in time", 8) };
     append(&mut client, fresh).await.unwrap();
     assert_eq!(get(&mut client, &session).await.unwrap().turns, 2);

@@ -8,7 +8,7 @@ use asterism_process::shutdown;
 
 /// Take requests and drive a pipeline of shards.
 ///
-/// Serves gRPC (asterism.v1.Inference, health, reflection) and the OpenAI dialect over HTTP. Waits for its shards,
+/// Serves gRPC (asterism.v1.Inference and Sessions, health, reflection) and the OpenAI dialect over HTTP. Waits for its shards,
 /// whatever the order of starting, and answers UNAVAILABLE meanwhile; SIGTERM lets running answers end. Its first lines
 /// on standard output are the addresses that it listens on: `grpc HOST:PORT` and `http HOST:PORT`.
 #[derive(Debug, clap::Args)]
@@ -16,6 +16,7 @@ use asterism_process::shutdown;
 Examples:
   asterism gateway --model /models/telechat-52b --shards 10.0.0.1:7070,10.0.0.2:7070
   asterism gateway --config gateway.toml --take-over       claim the pipeline from another gateway
+  asterism gateway --config gateway.toml --sessions /var/lib/asterism      conversations outlive the process
   asterism gateway --config gateway.toml --listen 0.0.0.0:7050 --http-listen 0.0.0.0:8050
 
 There are no keys and no TLS yet: whoever reaches these ports may use the model.")]
