@@ -55,8 +55,16 @@ pub struct GatewayConfig {
     /// not at all. The answer is the same.
     #[arg(long, env = "ASTERISM_SPECULATION", value_enum, default_value_t, value_name = "MODE")]
     pub speculation: Speculation,
-    /// Where sessions are kept: a folder, or `memory`, which ends with the process.
-    #[arg(long, env = "ASTERISM_SESSIONS", default_value = "memory", value_name = "FOLDER|memory")]
+    /// Where sessions are kept: a folder; a PostgreSQL database, which several gateways may share, as
+    /// postgres://USER@HOST/DATABASE; or `memory`, which ends with the process. The password is best given apart, as PGPASSWORD
+    /// or in ~/.pgpass.
+    #[arg(
+        long,
+        env = "ASTERISM_SESSIONS",
+        hide_env_values = true,
+        default_value = "memory",
+        value_name = "FOLDER|postgres://…|memory"
+    )]
     pub sessions: Place,
     /// How long a session is kept in which nothing happens; for ever unless given.
     #[arg(long, env = "ASTERISM_RETENTION", value_parser = duration, value_name = "DURATION")]

@@ -19,8 +19,8 @@ use crate::api;
 use crate::config::GatewayConfig;
 use crate::driver::{Driver, DriverError, DriverSettings, EvidenceSink, PipelineState};
 use crate::engine::Engine;
-use crate::sessions::store::Quota;
-use crate::sessions::store::local::OpenError;
+use crate::sessions::keeper::OpenError;
+use crate::sessions::store::{Quota, Store};
 use crate::sessions::{Sessions, keeper};
 use crate::tenants::Tenants;
 use crate::text::{ModelText, TextError, TextOptions};
@@ -50,6 +50,8 @@ pub struct Surroundings {
     pub registry: Registry,
     /// Sees every row of evidence.
     pub sink: Option<EvidenceSink>,
+    /// Keeps sessions in the place of the configured one.
+    pub store: Option<Arc<dyn Store>>,
 }
 
 /// A gateway that serves; dropping it shuts it down.
@@ -146,15 +148,17 @@ impl Gateway {
         config: GatewayConfig,
         listeners: Listeners,
     ) -> Result<RunningGateway, GatewayError> {
-        let Surroundings { registry, sink } = surroundings;
+        let Surroundings { registry, sink, store } = surroundings;
         let (grpc_address, http_address) = listeners.addresses()?;
         let options = TextOptions { chat_template: config.chat_template.clone() };
         let folder = config.model.clone();
         let text = tokio::task::spawn_blocking(move || ModelText::load(&folder, &options)).await??;
         let text = Arc::new(text);
         let shutdown = CancellationToken::new();
-        let place = config.sessions.clone();
-        let store = tokio::task::spawn_blocking(move || place.open()).await??;
+        let store = match store {
+            Some(store) => store,
+            None => config.sessions.open().await?,
+        };
         let settings = DriverSettings {
             registry,
             sink,

@@ -170,7 +170,8 @@ impl Cluster {
         });
         let config = setup.gateway(&addresses);
         let listeners = Listeners::bind(&config).await.expect("free ports");
-        let surroundings = Surroundings { registry: registry.clone(), sink: Some(sink) };
+        let surroundings =
+            Surroundings { registry: registry.clone(), sink: Some(sink), ..Surroundings::default() };
         let gateway = Gateway::start_in(surroundings, config, listeners).await.expect("a gateway starts");
         assert!(gateway.ready().await, "the pipeline is joined");
         Self { setup, shards, addresses, registry, gateway, seen }

@@ -2,7 +2,8 @@
 //!
 //! The driver hands over what a step drew for such answers at once, and never waits: a task of its own has it written, all that
 //! came meanwhile in one write, and tells the readers then. What waits here is bounded by the answers themselves. An answer
-//! whose tokens could not be written fails, and no later token of it is written or told.
+//! whose tokens could not be written is broken off, and no later token of it is written or told; whoever runs its turn goes on
+//! from what was told. So is one whose turn runs under another gateway now: its tokens are that one's to tell.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,10 @@ use super::answer::AnswerSender;
 use super::cancel::Cancelled;
 use crate::scheduler::SequenceId;
 use crate::sessions::TurnId;
-use crate::sessions::store::{Appended, Store};
+use crate::sessions::store::{Appended, Store, StoreError};
+
+/// Why a turn does not go on here.
+pub const TAKEN: &str = "another gateway goes on with this turn";
 
 /// What a step led to for the journaled answers.
 pub type Batch = Vec<Entry>;
@@ -27,6 +31,8 @@ pub struct Entry {
     pub sequence: SequenceId,
     /// To its reader.
     pub answer: AnswerSender,
+    /// Which turn's answer it is.
+    pub turn: TurnId,
     /// The ids among the events; none: nothing need be written.
     pub tokens: Option<Appended>,
     /// In order.
@@ -64,7 +70,8 @@ impl Place {
             return;
         }
         let tokens = Some(Appended { turn: self.turn, first, token_ids: vec![id] });
-        batch.push(Entry { sequence, answer: answer.clone(), tokens, events: events.collect() });
+        let events = events.collect();
+        batch.push(Entry { sequence, answer: answer.clone(), turn: self.turn, tokens, events });
     }
 }
 
@@ -127,22 +134,34 @@ pub async fn run(store: Arc<dyn Store>, waiting: Arc<Waiting>, cancelled: Cancel
         entries.retain(|entry| !entry.answer.is_broken());
         let tokens: Vec<_> = entries.iter_mut().filter_map(|entry| entry.tokens.take()).collect();
         let turns = tokens.len();
-        let written = if turns == 0 { Ok(()) } else { store.append(tokens).await };
-        let failure = written.err().map(|error| {
-            tracing::error!(%error, turns, "tokens could not be journaled: their answers end");
-            Failure::new(Reason::Internal, format!("the answer cannot go on: {error}"))
-        });
-        for Entry { sequence, answer, events, .. } in entries {
-            let told = match &failure {
+        let written = if turns == 0 { Ok(Vec::new()) } else { store.append(tokens).await };
+        if let Err(error) = &written {
+            tracing::error!(%error, turns, "tokens could not be journaled: their answers are broken off");
+        }
+        for Entry { sequence, answer, turn, events, .. } in entries {
+            let told = match broken(&written, turn) {
                 None => tell(&answer, events),
                 Some(failure) => {
-                    answer.break_off(failure.clone());
+                    answer.break_off(failure);
                     false
                 }
             };
             if !told {
                 drop(cancelled.guard(sequence));
             }
+        }
+    }
+}
+
+/// Why a turn's events cannot be told: [`Reason::Conflict`] where another gateway has it, [`Reason::Unavailable`] where its
+/// tokens can be kept later.
+fn broken(written: &Result<Vec<TurnId>, StoreError>, turn: TurnId) -> Option<Failure> {
+    match written {
+        Ok(left_out) if left_out.contains(&turn) => Some(Failure::new(Reason::Conflict, TAKEN)),
+        Ok(_) => None,
+        Err(error) => {
+            let reason = Failure::from(error.clone()).reason;
+            Some(Failure::new(reason, format!("the answer's tokens cannot be kept now: {error}")))
         }
     }
 }

@@ -45,6 +45,7 @@ pub use answer::{AnswerStream, BYTE_LIMIT};
 use desk::{Command, Desk};
 use drain::DrainMeter;
 use join::Shards;
+pub use journal::TAKEN;
 pub use membership::{Capacity, Member, Pipeline};
 pub use mismatch::Mismatch;
 pub use requests::NewRequest;

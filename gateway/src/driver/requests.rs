@@ -287,8 +287,8 @@ impl Requests {
     /// Tells the last events of a request, after all that came before.
     fn end(&mut self, sequence: SequenceId, request: Request, events: Vec<Result<Event, Failure>>) {
         let answer = request.answer;
-        if request.journal.is_some() {
-            self.batch.push(Entry { sequence, answer, tokens: None, events });
+        if let Some(Place { turn, .. }) = request.journal {
+            self.batch.push(Entry { sequence, answer, turn, tokens: None, events });
             self.flush();
         } else {
             self.flush();

@@ -86,6 +86,7 @@ impl Sessions {
             Ok(begun) if begun.turn.id == turn => begun.turn,
             other => {
                 self.shared.running().remove(&turn);
+                live.end(Err(Failure::new(Reason::Unavailable, "the turn was not accepted")));
                 return self.read(tenant, id, other?.turn, 0).await;
             }
         };
@@ -98,7 +99,7 @@ impl Sessions {
             Ok(stream) => Some(stream),
             Err(failure) => match self.shared.store.discard(turn).await {
                 Ok(()) => {
-                    self.shared.running().remove(&turn);
+                    self.shared.no_longer_runs(&live);
                     live.end(Err(failure.clone()));
                     return Err(failure);
                 }

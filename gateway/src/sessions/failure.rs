@@ -17,6 +17,7 @@ impl From<StoreError> for Failure {
             StoreError::Conflict { version, .. } => {
                 Self { etag: Some(version.to_string()), ..Self::new(Reason::Conflict, message) }
             }
+            StoreError::Taken(_) => Self::new(Reason::Unavailable, message),
             StoreError::KeyReused(_) => {
                 Self { field: Some("idempotency_key".to_owned()), ..Self::new(Reason::Conflict, message) }
             }

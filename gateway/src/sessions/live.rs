@@ -20,6 +20,8 @@ pub struct Live {
     pub turn: TurnId,
     /// Cancelled where its owner wants no more of it.
     pub stop: CancellationToken,
+    /// Cancelled where it is not to go on from here.
+    pub taken: CancellationToken,
     log: Mutex<Log>,
     /// Counts what was added.
     news: watch::Sender<u64>,
@@ -45,7 +47,8 @@ impl Live {
     /// A turn with what was told of it before.
     pub fn new(turn: TurnId, deltas: Vec<v1::Delta>) -> Self {
         let log = Mutex::new(Log { deltas, end: None });
-        Self { turn, stop: CancellationToken::new(), log, news: watch::Sender::new(0) }
+        let (stop, taken) = (CancellationToken::new(), CancellationToken::new());
+        Self { turn, stop, taken, log, news: watch::Sender::new(0) }
     }
 
     /// Tells its readers of the next token.
@@ -58,6 +61,13 @@ impl Live {
     pub fn end(&self, end: Result<v1::TurnFinished, Failure>) {
         self.log().end.get_or_insert(end);
         self.news.send_modify(|count| *count += 1);
+    }
+
+    /// Returns once its readers heard of an end.
+    pub async fn ended(&self) {
+        let mut news = self.news.subscribe();
+        // Its sender lives here.
+        let _ = news.wait_for(|_| self.log().end.is_some()).await;
     }
 
     /// The ids so far.

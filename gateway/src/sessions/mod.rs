@@ -74,6 +74,12 @@ impl Sessions {
         let claimed = self.shared.store.claim().await?;
         let count = claimed.len();
         for Claimed { tenant, turn, token_ids, stop, .. } in claimed {
+            // It was taken from this gateway meanwhile, which may not know it yet.
+            let before = self.shared.running().get(&turn.id).cloned();
+            if let Some(before) = before {
+                before.taken.cancel();
+                before.ended().await;
+            }
             let told = self.shared.engine.replay(&turn.accepted, &token_ids);
             let live = Arc::new(Live::new(turn.id, told.map(|told| told.deltas).unwrap_or_default()));
             if stop {
@@ -82,6 +88,19 @@ impl Sessions {
             self.run(live, tenant, turn.accepted, None);
         }
         Ok(count)
+    }
+
+    /// Ends the turns that run here and were noted to end, as by another gateway.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn heed_stops(&self) -> Result<(), Failure> {
+        for turn in self.shared.store.stops().await? {
+            if let Some(live) = self.shared.running().get(&turn) {
+                live.stop.cancel();
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the turns that run here have ended or were left for the next gateway.
@@ -252,10 +271,10 @@ impl Sessions {
             tenant,
             accepted,
         };
-        let turn = run.live.turn;
+        let live = Arc::clone(&run.live);
         self.shared.tasks.spawn(async move {
             run.run(begun).await;
-            shared.running().remove(&turn);
+            shared.no_longer_runs(&live);
         });
     }
 }
@@ -263,6 +282,14 @@ impl Sessions {
 impl Shared {
     fn running(&self) -> MutexGuard<'_, HashMap<TurnId, Arc<Live>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a turn that ran here, unless it runs here once more.
+    fn no_longer_runs(&self, live: &Arc<Live>) {
+        let mut running = self.running();
+        if running.get(&live.turn).is_some_and(|now| Arc::ptr_eq(now, live)) {
+            running.remove(&live.turn);
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! One turn, from its acceptance to its committed answer.
 //!
 //! A turn that was accepted runs to its end whoever reads it: through a pipeline that breaks, a queue that is full for a while,
-//! a store that cannot be written for a while. Only the gateway's own end leaves it, to be claimed by the next.
+//! a store that cannot be written for a while. Only the gateway's own end leaves it, to be claimed by the next, or another gateway
+//! that has claimed it, as where this one was not heard of for too long.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::live::Live;
 use super::now_ms;
 use super::record::{Answer, End, NewTurn};
 use super::store::{Store, StoreError};
-use crate::driver::{AnswerStream, PipelineState};
+use crate::driver::{AnswerStream, PipelineState, TAKEN};
 use crate::engine::Engine;
 
 /// Between two attempts at the same, at first and at most.
@@ -43,6 +44,9 @@ struct Ended {
     failure: String,
 }
 
+/// What readers are told whose turn does not end here.
+const SHUTTING_DOWN: &str = "the gateway is shutting down; the answer goes on when it is back";
+
 /// Why nothing is drawn now.
 enum Halt {
     /// The answer is over.
@@ -56,8 +60,19 @@ enum Halt {
 impl Run {
     /// Runs to the end, from `begun` on if that is given. Whatever happens, its readers hear of an end.
     pub async fn run(self, begun: Option<AnswerStream>) {
+        tokio::select! {
+            biased;
+            () = self.live.taken.cancelled() => self.leave(TAKEN),
+            () = self.to_the_end(begun) => {}
+        }
+    }
+
+    async fn to_the_end(&self, begun: Option<AnswerStream>) {
         let mut first_token_ms = 0;
-        let Some(ended) = self.answer(begun, &mut first_token_ms).await else { return self.leave() };
+        let ended = match self.answer(begun, &mut first_token_ms).await {
+            Ok(ended) => ended,
+            Err(why) => return self.leave(why),
+        };
         let failure = ended.failure.clone();
         if ended.end == End::Failed {
             tracing::warn!(turn = %self.live.turn, why = %failure, "a turn is interrupted");
@@ -78,19 +93,24 @@ impl Run {
                 let finished = Some(ended.finished);
                 self.live.end(Ok(v1::TurnFinished { finished, etag: version.to_string(), failure }));
             }
+            Some(Err(StoreError::Taken(_))) => self.leave(TAKEN),
             Some(Err(error)) => self.live.end(Err(error.into())),
-            None => self.leave(),
+            None => self.leave(SHUTTING_DOWN),
         }
     }
 
-    /// Tells readers to come again.
-    fn leave(&self) {
-        let message = "the gateway is shutting down; the answer goes on when it is back";
-        self.live.end(Err(Failure::new(Reason::Unavailable, message)));
+    /// Tells readers to come again, and why.
+    fn leave(&self, why: &str) {
+        tracing::info!(turn = %self.live.turn, why, "a turn is left");
+        self.live.end(Err(Failure::new(Reason::Unavailable, why)));
     }
 
-    /// Draws the answer to its end; `None`: the gateway ends before.
-    async fn answer(&self, mut begun: Option<AnswerStream>, first_token_ms: &mut u64) -> Option<Ended> {
+    /// Draws the answer to its end, or tells why it is left before.
+    async fn answer(
+        &self,
+        mut begun: Option<AnswerStream>,
+        first_token_ms: &mut u64,
+    ) -> Result<Ended, &'static str> {
         let mut pause = SHORTEST_PAUSE;
         loop {
             let stream = match begun.take() {
@@ -99,14 +119,15 @@ impl Run {
             };
             let failure = match stream {
                 Ok(stream) => match self.read(stream, first_token_ms).await {
-                    Ok(ended) => return Some(ended),
+                    Ok(ended) => return Ok(ended),
                     Err(failure) => failure,
                 },
                 Err(Halt::Refused(failure)) => failure,
-                Err(Halt::Ended(ended)) => return Some(ended),
-                Err(Halt::Leaving) => return None,
+                Err(Halt::Ended(ended)) => return Ok(ended),
+                Err(Halt::Leaving) => return Err(SHUTTING_DOWN),
             };
             match failure.reason {
+                Reason::Conflict => return Err(TAKEN),
                 Reason::Unavailable | Reason::Exhausted => {
                     tracing::info!(turn = %self.live.turn, why = %failure, "the answer waits to go on");
                     tokio::select! {
@@ -115,7 +136,7 @@ impl Run {
                     }
                     pause = (2 * pause).min(LONGEST_PAUSE);
                 }
-                _ => return Some(self.cut(End::Failed, failure.message)),
+                _ => return Ok(self.cut(End::Failed, failure.message)),
             }
         }
     }

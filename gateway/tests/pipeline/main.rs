@@ -6,6 +6,7 @@ mod bad_input;
 mod faults;
 mod generate;
 mod http;
+mod interruptions;
 mod join;
 mod kv;
 mod limits;
@@ -13,6 +14,8 @@ mod metrics;
 mod model;
 #[path = "../../../tests/src/otlp.rs"]
 mod otlp;
+#[allow(dead_code, reason = "others use the rest")]
+mod postgres;
 mod prefix;
 mod sampling;
 mod sandbox;

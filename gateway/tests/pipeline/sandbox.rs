@@ -1,6 +1,6 @@
 //! A gateway before a pipeline of fake shards, over real sockets.
 
-use asterism_gateway::{Gateway, GatewayConfig, Listeners, RunningGateway};
+use asterism_gateway::{Gateway, GatewayConfig, Listeners, RunningGateway, Surroundings};
 use asterism_proto::shard::v1::DescribeResponse;
 use asterism_proto::v1::generate_request::Prompt;
 use asterism_proto::v1::generate_response::Event;
@@ -23,6 +23,7 @@ pub struct Sandbox {
 /// What a test may change before the start.
 pub struct Setup {
     pub config: GatewayConfig,
+    pub surroundings: Surroundings,
     folder: TempDir,
 }
 
@@ -47,12 +48,12 @@ impl Setup {
         config.model_name = Some("toy".to_owned());
         config.listen = "127.0.0.1:0".parse().unwrap();
         config.http_listen = "127.0.0.1:0".parse().unwrap();
-        Self { config, folder }
+        Self { config, surroundings: Surroundings::default(), folder }
     }
 
     pub async fn start(self) -> (RunningGateway, InferenceClient<Channel>, TempDir) {
         let listeners = Listeners::bind(&self.config).await.unwrap();
-        let gateway = Gateway::start(self.config, listeners).await.unwrap();
+        let gateway = Gateway::start_in(self.surroundings, self.config, listeners).await.unwrap();
         let client = InferenceClient::connect(format!("http://{}", gateway.grpc_address)).await.unwrap();
         (gateway, client, self.folder)
     }
@@ -65,8 +66,12 @@ impl Sandbox {
     }
 
     pub async fn with(shards: Vec<FakeShard>, change: impl FnOnce(&mut GatewayConfig)) -> Self {
+        Self::set_up(shards, |setup| change(&mut setup.config)).await
+    }
+
+    pub async fn set_up(shards: Vec<FakeShard>, change: impl FnOnce(&mut Setup)) -> Self {
         let mut setup = Setup::new(addresses(&shards));
-        change(&mut setup.config);
+        change(&mut setup);
         let (gateway, client, folder) = setup.start().await;
         assert!(gateway.ready().await);
         Self { gateway, shards, client, _folder: folder }

@@ -10,29 +10,29 @@ use tonic::{Code, Request, Status, Streaming};
 use crate::sandbox::{Sandbox, shards};
 use crate::toy;
 
-type Client = SessionsClient<Channel>;
+pub type Client = SessionsClient<Channel>;
 
 /// A whole answer, or the rest of one.
 #[derive(Clone, Debug, PartialEq)]
-struct Told {
-    started: v1::TurnStarted,
-    ids: Vec<u32>,
-    text: String,
-    finished: v1::TurnFinished,
+pub struct Told {
+    pub started: v1::TurnStarted,
+    pub ids: Vec<u32>,
+    pub text: String,
+    pub finished: v1::TurnFinished,
 }
 
-async fn client(sandbox: &Sandbox) -> Client {
+pub async fn client(sandbox: &Sandbox) -> Client {
     SessionsClient::connect(format!("http://{}", sandbox.gateway.grpc_address)).await.unwrap()
 }
 
-async fn create(client: &mut Client, settings: v1::SessionSettings) -> v1::Session {
+pub async fn create(client: &mut Client, settings: v1::SessionSettings) -> v1::Session {
     let settings = Some(settings);
     let request = v1::CreateSessionRequest { settings, ..Default::default() };
     client.create(request).await.unwrap().into_inner()
 }
 
 /// A greedy turn of `max_tokens` tokens.
-fn says(session: &v1::Session, content: &str, max_tokens: u32) -> v1::AppendTurnRequest {
+pub fn says(session: &v1::Session, content: &str, max_tokens: u32) -> v1::AppendTurnRequest {
     v1::AppendTurnRequest {
         session_id: session.session_id.clone(),
         messages: vec![v1::Message { role: "user".to_owned(), content: content.to_owned() }],
@@ -41,11 +41,11 @@ fn says(session: &v1::Session, content: &str, max_tokens: u32) -> v1::AppendTurn
     }
 }
 
-async fn append(client: &mut Client, request: v1::AppendTurnRequest) -> Result<Told, Status> {
+pub async fn append(client: &mut Client, request: v1::AppendTurnRequest) -> Result<Told, Status> {
     read(client.append_turn(request).await?.into_inner()).await
 }
 
-async fn resume(
+pub async fn resume(
     client: &mut Client,
     session: &v1::Session,
     turn: Option<u32>,
@@ -56,7 +56,7 @@ async fn resume(
     read(client.resume_turn(request).await?.into_inner()).await
 }
 
-async fn get(client: &mut Client, session: &v1::Session) -> Result<v1::Session, Status> {
+pub async fn get(client: &mut Client, session: &v1::Session) -> Result<v1::Session, Status> {
     let session_id = session.session_id.clone();
     Ok(client.get(v1::GetSessionRequest { session_id }).await?.into_inner())
 }
@@ -65,14 +65,14 @@ async fn event(stream: &mut Streaming<v1::TurnEvent>) -> Result<Option<Event>, S
     Ok(stream.message().await?.and_then(|response| response.event))
 }
 
-async fn started(stream: &mut Streaming<v1::TurnEvent>) -> v1::TurnStarted {
+pub async fn started(stream: &mut Streaming<v1::TurnEvent>) -> v1::TurnStarted {
     match event(stream).await.unwrap() {
         Some(Event::Started(started)) => started,
         other => panic!("{other:?} is no start"),
     }
 }
 
-async fn read(mut stream: Streaming<v1::TurnEvent>) -> Result<Told, Status> {
+pub async fn read(mut stream: Streaming<v1::TurnEvent>) -> Result<Told, Status> {
     let started = started(&mut stream).await;
     rest(started, stream).await
 }
@@ -94,7 +94,7 @@ async fn rest(started: v1::TurnStarted, mut stream: Streaming<v1::TurnEvent>) ->
     }
 }
 
-fn bytes(text: &str) -> Vec<u32> {
+pub fn bytes(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
 }
 

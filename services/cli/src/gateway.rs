@@ -17,6 +17,7 @@ Examples:
   asterism gateway --model /models/telechat-52b --shards 10.0.0.1:7070,10.0.0.2:7070
   asterism gateway --config gateway.toml --take-over       claim the pipeline from another gateway
   asterism gateway --config gateway.toml --sessions /var/lib/asterism      conversations outlive the process
+  asterism gateway --config gateway.toml --sessions postgres://asterism@db/asterism     several gateways share them
   asterism gateway --config gateway.toml --listen 0.0.0.0:7050 --http-listen 0.0.0.0:8050
 
 There are no keys and no TLS yet: whoever reaches these ports may use the model.")]

@@ -62,8 +62,9 @@ pub struct Arguments {
     /// not at all. The answer is the same.
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     speculation: Speculation,
-    /// Where conversations are kept: a folder, or `memory`, which ends with the process (default: the user's data folder).
-    #[arg(long, value_name = "FOLDER|memory")]
+    /// Where conversations are kept: a folder, a PostgreSQL database as postgres://USER@HOST/DATABASE, or `memory`, which ends
+    /// with the process (default: the user's data folder).
+    #[arg(long, value_name = "FOLDER|postgres://…|memory")]
     sessions: Option<Place>,
     /// Where to listen for gRPC.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7050")]

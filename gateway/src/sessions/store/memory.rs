@@ -116,7 +116,7 @@ impl Store for MemoryStore {
 
     fn discard(&self, turn: TurnId) -> Stored<'_, ()> {
         self.done(|kept| {
-            if kept.runs(turn)
+            if kept.runs_here(turn)
                 && let Some(id) = kept.turns.get(&turn).map(|turn| turn.session)
                 && let Some(session) = kept.sessions.get_mut(&id)
             {
@@ -128,7 +128,7 @@ impl Store for MemoryStore {
         })
     }
 
-    fn append(&self, tokens: Vec<Appended>) -> Stored<'_, ()> {
+    fn append(&self, tokens: Vec<Appended>) -> Stored<'_, Vec<TurnId>> {
         self.done(|kept| kept.append(&tokens))
     }
 
@@ -138,6 +138,13 @@ impl Store for MemoryStore {
                 *stop = true;
             }
             Ok(())
+        })
+    }
+
+    fn stops(&self) -> Stored<'_, Vec<TurnId>> {
+        self.done(|kept| {
+            let stops = |turn: &Said| matches!(turn.state, State::Running { stop: true, claimed: true, .. });
+            Ok(kept.turns.iter().filter(|(_, turn)| stops(turn)).map(|(id, _)| *id).collect())
         })
     }
 
@@ -286,11 +293,15 @@ impl Kept {
         Ok(Begun { turn: self.turn(turn_id), session: self.shown(id, self.conversation(tenant, id)?) })
     }
 
-    fn append(&mut self, tokens: &[Appended]) -> Result<(), StoreError> {
-        let mut longer = BTreeMap::new();
+    fn append(&mut self, tokens: &[Appended]) -> Result<Vec<TurnId>, StoreError> {
+        let (mut longer, mut left_out) = (BTreeMap::new(), Vec::new());
         for added in tokens {
-            let Some(Said { state: State::Running { token_ids, .. }, .. }) = self.turns.get(&added.turn)
+            let Some(Said { state: State::Running { token_ids, claimed: true, .. }, .. }) =
+                self.turns.get(&added.turn)
             else {
+                if !left_out.contains(&added.turn) {
+                    left_out.push(added.turn);
+                }
                 continue;
             };
             let ids = longer.entry(added.turn).or_insert_with(|| token_ids.clone());
@@ -308,7 +319,7 @@ impl Kept {
                 *token_ids = ids;
             }
         }
-        Ok(())
+        Ok(left_out)
     }
 
     fn finish(&mut self, id: TurnId, answer: Answer) -> Result<u64, StoreError> {
@@ -317,13 +328,17 @@ impl Kept {
         if session.turns.get(turn.index as usize) != Some(&id) {
             return Err(StoreError::NoTurn(id));
         }
-        if let State::Running { .. } = turn.state {
-            session.version += 1;
-            session.updated_ms = answer.ended_ms;
-            *self.bytes.entry(turn.tenant.clone()).or_default() += answer.encoded_len() as u64;
-            turn.state = State::Ended(answer);
+        match &turn.state {
+            State::Running { claimed: true, .. } => {
+                session.version += 1;
+                session.updated_ms = answer.ended_ms;
+                *self.bytes.entry(turn.tenant.clone()).or_default() += answer.encoded_len() as u64;
+                turn.state = State::Ended(answer);
+                Ok(session.version)
+            }
+            State::Ended(before) if *before == answer => Ok(session.version),
+            State::Running { .. } | State::Ended(_) => Err(StoreError::Taken(id)),
         }
-        Ok(session.version)
     }
 
     fn claim(&mut self) -> Vec<Claimed> {
@@ -372,6 +387,10 @@ impl Kept {
 
     fn runs(&self, turn: TurnId) -> bool {
         matches!(self.turns.get(&turn), Some(Said { state: State::Running { .. }, .. }))
+    }
+
+    fn runs_here(&self, turn: TurnId) -> bool {
+        matches!(self.turns.get(&turn), Some(Said { state: State::Running { claimed: true, .. }, .. }))
     }
 
     fn shown(&self, id: SessionId, session: &Conversation) -> Session {

@@ -1,11 +1,16 @@
 //! Where sessions are kept: one trait, several stores.
 //!
 //! A store holds no policy and no clock. Each call is one durable step: once it returns, what it did outlives a killed process
-//! and, [`Store::append`] excepted, a power cut. A call that fails has done nothing. Every call of a session names its tenant,
-//! and what belongs to another is not found. Sessions and turns get their names from the caller, fresh ones.
+//! and, [`Store::append`] excepted, a power cut. A call that fails has done nothing, unless with [`StoreError::Unreachable`]: then
+//! it may have been done, and a turn that was begun so is claimed later. Every call of a session names its tenant, and what
+//! belongs to another is not found. Sessions and turns get their names from the caller, fresh ones.
+//!
+//! Several gateways may share a store. A turn runs under one of them, that which began or claimed it, until it ends or that
+//! gateway is given up; what another says of it has no effect.
 
 pub mod local;
 pub mod memory;
+pub mod postgres;
 #[cfg(test)]
 mod suite;
 
@@ -49,29 +54,34 @@ pub trait Store: Debug + Send + Sync {
     /// version is another. [`StoreError::TurnExists`]. [`StoreError::Quota`]: the tenant would keep too many bytes.
     fn begin(&self, tenant: &str, id: SessionId, turn: BeginTurn) -> Stored<'_, Begun>;
 
-    /// Takes back a running turn, which should have no tokens, as if it had never been accepted (but the version grows). Nothing
-    /// happens if it does not run.
+    /// Takes back a turn that runs under the caller, and should have no tokens, as if it had never been accepted (but the
+    /// version grows). Nothing happens if it does not run so.
     fn discard(&self, turn: TurnId) -> Stored<'_, ()>;
 
-    /// Adds tokens to the answers of running turns, in one write. It outlives a killed process; a power cut may take what came
-    /// in the last 50 ms. Tokens of a turn that does not run are left out, and those that it has already passed over.
+    /// Adds tokens to the answers of turns that run under the caller, in one write. It outlives a killed process; a power cut
+    /// may take what came in the last moment (50 ms; with PostgreSQL three times its `wal_writer_delay`). Tokens of other turns
+    /// are left out: these turns, each once. Tokens that a turn has already are passed over.
     ///
     /// # Errors
     /// [`StoreError::NotNext`], [`StoreError::OtherToken`].
-    fn append(&self, tokens: Vec<Appended>) -> Stored<'_, ()>;
+    fn append(&self, tokens: Vec<Appended>) -> Stored<'_, Vec<TurnId>>;
 
-    /// Notes that a running turn is to end with the tokens that it has. Nothing happens if it does not run.
+    /// Notes that a running turn, whoever runs it, is to end with the tokens that it has. Nothing happens if it does not run.
     fn stop(&self, turn: TurnId) -> Stored<'_, ()>;
 
-    /// Commits a running turn's answer, in the place of its tokens; the session's version since then. A turn that has ended
-    /// stays as it is, and the version is the one now. No quota refuses it.
+    /// The turns that run under the caller and are noted to end, in the order of their ids.
+    fn stops(&self) -> Stored<'_, Vec<TurnId>>;
+
+    /// Commits the answer of a turn that runs under the caller, in the place of its tokens; the session's version since then. A
+    /// turn that has ended so before stays as it is, and the version is the one now. No quota refuses it.
     ///
     /// # Errors
-    /// [`StoreError::NoTurn`]: the session in which it was begun does not have it (any more).
+    /// [`StoreError::NoTurn`]: the session in which it was begun does not have it (any more). [`StoreError::Taken`]: it runs
+    /// under another or nobody, or ended with another answer.
     fn finish(&self, turn: TurnId, answer: Answer) -> Stored<'_, u64>;
 
-    /// The turns that run under nobody, as those of a killed process do, in the order of their ids: now under the caller, to be
-    /// gone on with.
+    /// Turns that run under nobody, as those of a killed process do, in the order of their ids: now under the caller, to be
+    /// gone on with. All, or as many as a step takes.
     fn claim(&self) -> Stored<'_, Vec<Claimed>>;
 
     /// Makes a session whose first `turns` turns are those of another, shared with it. Keys are those of [`Store::create`].
@@ -226,6 +236,9 @@ pub enum StoreError {
     /// A key was used before, for something else.
     #[error("the idempotency key {0:?} was used for another request")]
     KeyReused(Key),
+    /// A turn is another gateway's.
+    #[error("turn {0} runs under another gateway, or ended there")]
+    Taken(TurnId),
     /// Tokens do not follow those that a turn has.
     #[error("the tokens from {first} on do not follow the {has} that turn {turn} has")]
     NotNext {
@@ -267,7 +280,7 @@ pub enum StoreError {
     /// Nothing can be written now, as with a full disk; reads go on.
     #[error("nothing can be stored now: {0}")]
     Unwritable(String),
-    /// Nothing can be read or written now.
+    /// Nothing can be read or written now, or it is not known whether it was.
     #[error("the store does not answer: {0}")]
     Unreachable(String),
     /// What is stored cannot be understood.

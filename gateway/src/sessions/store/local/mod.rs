@@ -119,25 +119,36 @@ impl Store for LocalStore {
     }
 
     fn discard(&self, turn: TurnId) -> Stored<'_, ()> {
+        if !self.running.runs_here(turn) {
+            return futures::future::ready(Ok(())).boxed();
+        }
         self.records.write(move |tables| tables.discard(turn))
     }
 
-    fn append(&self, mut tokens: Vec<Appended>) -> Stored<'_, ()> {
-        self.running.retain(&mut tokens);
+    fn append(&self, mut tokens: Vec<Appended>) -> Stored<'_, Vec<TurnId>> {
+        let left_out = self.running.retain(&mut tokens);
         if tokens.is_empty() {
-            return futures::future::ready(Ok(())).boxed();
+            return futures::future::ready(Ok(left_out)).boxed();
         }
-        self.journal.append(tokens).map(|written| Ok(written?)).boxed()
+        self.journal.append(tokens).map(|written| Ok(written.map(|()| left_out)?)).boxed()
     }
 
     fn stop(&self, turn: TurnId) -> Stored<'_, ()> {
         if !self.running.runs(turn) {
             return futures::future::ready(Ok(())).boxed();
         }
-        self.journal.stop(turn).map(|written| Ok(written?)).boxed()
+        let running = Arc::clone(&self.running);
+        self.journal.stop(turn).map(move |written| Ok(written.map(|()| running.stop(turn))?)).boxed()
+    }
+
+    fn stops(&self) -> Stored<'_, Vec<TurnId>> {
+        futures::future::ready(Ok(self.running.stops())).boxed()
     }
 
     fn finish(&self, turn: TurnId, answer: Answer) -> Stored<'_, u64> {
+        if self.running.runs(turn) && !self.running.runs_here(turn) {
+            return futures::future::ready(Err(StoreError::Taken(turn))).boxed();
+        }
         self.records.write(move |tables| tables.finish(turn, &answer))
     }
 

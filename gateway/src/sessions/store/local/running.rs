@@ -1,6 +1,6 @@
 //! Which turns run, and who goes on with them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::Failure;
@@ -23,6 +23,8 @@ struct Turns {
     running: HashSet<TurnId>,
     /// Those that a process before began, and nobody has claimed.
     unclaimed: BTreeMap<TurnId, Recovered>,
+    /// Those that are noted to end.
+    stops: BTreeSet<TurnId>,
 }
 
 impl Running {
@@ -38,8 +40,12 @@ impl Running {
         let mut turns = self.turns();
         for turn in running {
             let none = Recovered { turn: *turn, token_ids: Vec::new(), stop: false };
+            let recovered = recovered.remove(turn).unwrap_or(none);
             turns.running.insert(*turn);
-            turns.unclaimed.insert(*turn, recovered.remove(turn).unwrap_or(none));
+            if recovered.stop {
+                turns.stops.insert(*turn);
+            }
+            turns.unclaimed.insert(*turn, recovered);
         }
         // They ended, and the journal was not told.
         recovered.into_keys().for_each(|turn| self.journal.forget(turn));
@@ -50,10 +56,36 @@ impl Running {
         self.turns().running.contains(&turn)
     }
 
-    /// Leaves out the tokens of turns that do not run.
-    pub fn retain(&self, tokens: &mut Vec<Appended>) {
+    /// Whether a turn runs, and not without anybody.
+    pub fn runs_here(&self, turn: TurnId) -> bool {
+        self.turns().runs_here(turn)
+    }
+
+    /// Leaves out the tokens of turns that do not run here; which these are.
+    pub fn retain(&self, tokens: &mut Vec<Appended>) -> Vec<TurnId> {
+        let (turns, mut left_out) = (self.turns(), Vec::new());
+        tokens.retain(|added| {
+            let stays = turns.runs_here(added.turn);
+            if !stays && !left_out.contains(&added.turn) {
+                left_out.push(added.turn);
+            }
+            stays
+        });
+        left_out
+    }
+
+    /// Notes that a turn, if it runs, is to end.
+    pub fn stop(&self, turn: TurnId) {
+        let mut turns = self.turns();
+        if turns.running.contains(&turn) {
+            turns.stops.insert(turn);
+        }
+    }
+
+    /// The turns that run here and are to end.
+    pub fn stops(&self) -> Vec<TurnId> {
         let turns = self.turns();
-        tokens.retain(|added| turns.running.contains(&added.turn));
+        turns.stops.iter().copied().filter(|turn| turns.runs_here(*turn)).collect()
     }
 
     /// Gives out what nobody has claimed, each as `read` finds it.
@@ -64,7 +96,7 @@ impl Running {
         let mut turns = self.turns();
         let mut claimed = Vec::with_capacity(turns.unclaimed.len());
         for (turn, recovered) in &turns.unclaimed {
-            let (token_ids, stop) = (recovered.token_ids.clone(), recovered.stop);
+            let (token_ids, stop) = (recovered.token_ids.clone(), turns.stops.contains(turn));
             claimed.push(Claimed { token_ids, stop, ..read(*turn)? });
         }
         turns.unclaimed.clear();
@@ -76,6 +108,12 @@ impl Running {
     }
 }
 
+impl Turns {
+    fn runs_here(&self, turn: TurnId) -> bool {
+        self.running.contains(&turn) && !self.unclaimed.contains_key(&turn)
+    }
+}
+
 impl Watch for Arc<Running> {
     fn changed(&self, changes: &Changes) {
         let mut turns = self.turns();
@@ -83,6 +121,7 @@ impl Watch for Arc<Running> {
         for turn in &changes.ended {
             turns.running.remove(turn);
             turns.unclaimed.remove(turn);
+            turns.stops.remove(turn);
             self.journal.forget(*turn);
         }
     }

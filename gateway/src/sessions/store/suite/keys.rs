@@ -3,7 +3,7 @@
 use super::*;
 
 pub async fn a_key_makes_one_session(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let new = |number, title, created_ms| {
         let settings = settings(title, created_ms);
         NewSession { key: "k".to_owned(), settings, ..new_session(number) }
@@ -14,7 +14,7 @@ pub async fn a_key_makes_one_session(bed: &dyn Bed) {
     assert_eq!(store.create("t", new(3, "b", 100)).await, Err(reused));
     talk(&*store, made.id, 1).await;
     drop(store);
-    let store = bed.open();
+    let store = bed.open().await;
     let again = store.create("t", new(2, "a", 300)).await.unwrap();
     assert_eq!((again.id, again.version, again.turns), (made.id, 3, 1));
     // Even where nothing more may be made.
@@ -26,7 +26,7 @@ pub async fn a_key_makes_one_session(bed: &dyn Bed) {
 }
 
 pub async fn a_key_accepts_one_turn(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[]).await;
     let begin = |number, text| {
         let (version, key) = (Some(1), "k".to_owned());
@@ -39,7 +39,7 @@ pub async fn a_key_accepts_one_turn(bed: &dyn Bed) {
     assert_eq!(store.begin("t", id, begin(2, "goodbye")).await, Err(reused));
     store.finish(turn_id(1), answer("hi", 300)).await.unwrap();
     drop(store);
-    let store = bed.open();
+    let store = bed.open().await;
     let again = store.begin("t", id, begin(3, "hello")).await.unwrap();
     assert_eq!(again.turn.answer, Some(answer("hi", 300)));
     assert_eq!(again.session, store.session("t", id).await.unwrap());
@@ -50,7 +50,7 @@ pub async fn a_key_accepts_one_turn(bed: &dyn Bed) {
 }
 
 pub async fn a_key_goes_with_what_it_made(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let new = |number| NewSession { key: "k".to_owned(), ..new_session(number) };
     let begin = |number| BeginTurn { key: "k".to_owned(), ..new_turn(number) };
     let id = store.create("t", new(1)).await.unwrap().id;
@@ -70,7 +70,7 @@ pub async fn a_key_goes_with_what_it_made(bed: &dyn Bed) {
 }
 
 pub async fn a_key_of_a_fork_is_no_key_of_a_session(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let source = talked(&*store, 1, &[1, 2]).await;
     let other = talked(&*store, 2, &[3]).await;
     let fork = |number, turns| Fork { key: "k".to_owned(), ..new_fork(number, turns) };

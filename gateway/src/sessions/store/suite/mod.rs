@@ -10,6 +10,7 @@ pub mod turns;
 use std::sync::Arc;
 
 use asterism_proto::v1;
+use futures::future::BoxFuture;
 use uuid::Uuid;
 
 use super::*;
@@ -20,7 +21,7 @@ pub use properties::{Op, agrees_with_the_model, apply, everything, op, ops};
 /// Where a store lies.
 pub trait Bed: Sync {
     /// The store, as a new process finds it. The one before was dropped.
-    fn open(&self) -> Arc<dyn Store>;
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>>;
 }
 
 /// A test of each sentence, of the store in a bed.
@@ -38,7 +39,7 @@ macro_rules! store_suite {
             keys: a_key_makes_one_session, a_key_accepts_one_turn, a_key_goes_with_what_it_made,
                 a_key_of_a_fork_is_no_key_of_a_session;
             running: running_turns_are_claimed_once_after_a_restart, tokens_and_stops_outlive_a_restart,
-                tokens_follow_one_another, tokens_of_ended_turns_are_left_out, a_turn_taken_back_leaves_nothing,
+                tokens_follow_one_another, tokens_of_ended_turns_are_left_out, what_nobody_runs_is_nobodys, a_turn_taken_back_leaves_nothing,
                 a_running_turn_holds_its_session;
             sharing: a_fork_has_the_turns_of_its_source, a_fork_cannot_have_what_its_source_has_not,
                 shared_turns_stay_until_no_session_has_them, a_shared_turn_counts_once,

@@ -37,6 +37,7 @@ pub enum Op {
     Stop {
         turn: usize,
     },
+    Stops,
     Finish {
         turn: usize,
         text: &'static str,
@@ -89,8 +90,9 @@ pub fn op() -> impl Strategy<Value = Op> {
         4 => (turn(), 0_u32..3, proptest::collection::vec(0_u32..2, 0..3))
             .prop_map(|(turn, first, token_ids)| Op::Append { turn, first, token_ids }),
         1 => turn().prop_map(|turn| Op::Stop { turn }),
+        1 => Just(Op::Stops),
         5 => (turn(), text(), 0_u64..20).prop_map(|(turn, text, ended_ms)| Op::Finish { turn, text, ended_ms }),
-        1 => Just(Op::Claim),
+        2 => Just(Op::Claim),
         2 => (tenant(), SESSIONS, SESSIONS, key(), 0_u32..4).prop_map(|(tenant, source, session, key, turns)| {
             Op::Fork { tenant, source, session, key, turns }
         }),
@@ -137,6 +139,7 @@ pub async fn apply(store: &dyn Store, place: usize, op: &Op) -> String {
         }
         Op::Stop { turn } => told(store.stop(latest(turn)).await),
         Op::Finish { turn, text, ended_ms } => told(store.finish(latest(turn), answer(text, ended_ms)).await),
+        Op::Stops => told(store.stops().await),
         Op::Claim => told(store.claim().await),
         Op::Fork { tenant, source, session, key, turns } => {
             let (key, settings) = (key.to_owned(), settings("fork", time));
@@ -175,11 +178,11 @@ pub async fn everything(store: &dyn Store) -> Vec<String> {
 /// Each step's answer and, in the end, what is kept.
 pub async fn agrees_with_the_model(bed: &dyn Bed, ops: &[Op]) -> Result<(), TestCaseError> {
     let mut model = MemoryStore::default();
-    let mut store = bed.open();
+    let mut store = bed.open().await;
     for (place, op) in ops.iter().enumerate() {
         if let Op::Restart = op {
             drop(store);
-            store = bed.open();
+            store = bed.open().await;
             model = model.restarted();
             continue;
         }
@@ -188,7 +191,7 @@ pub async fn agrees_with_the_model(bed: &dyn Bed, ops: &[Op]) -> Result<(), Test
     }
     prop_assert_eq!(everything(&*store).await, everything(&model).await);
     drop(store);
-    let (store, model) = (bed.open(), model.restarted());
+    let (store, model) = (bed.open().await, model.restarted());
     prop_assert_eq!(everything(&*store).await, everything(&model).await);
     prop_assert_eq!(store.claim().await, model.claim().await);
     Ok(())

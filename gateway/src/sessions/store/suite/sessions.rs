@@ -3,7 +3,7 @@
 use super::*;
 
 pub async fn a_session_is_kept_as_it_was_made(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let settings = Settings { model: "m".to_owned(), forked_from: vec![1, 2], ..settings("title", 123) };
     let new = NewSession { settings: settings.clone(), ..new_session(1) };
     let made = store.create("t", new).await.unwrap();
@@ -12,11 +12,11 @@ pub async fn a_session_is_kept_as_it_was_made(bed: &dyn Bed) {
     assert_eq!(made, expected);
     assert_eq!(store.session("t", made.id).await, Ok(expected.clone()));
     drop(store);
-    assert_eq!(bed.open().session("t", made.id).await, Ok(expected));
+    assert_eq!(bed.open().await.session("t", made.id).await, Ok(expected));
 }
 
 pub async fn what_belongs_to_another_is_not_found(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[1]).await;
     let none = StoreError::NoSession(id);
     assert_eq!(store.session("u", id).await, Err(none.clone()));
@@ -32,7 +32,7 @@ pub async fn what_belongs_to_another_is_not_found(bed: &dyn Bed) {
 }
 
 pub async fn sessions_are_listed_newest_first_and_in_pages(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     for number in [3, 1, 4, 2] {
         store.create("t", new_session(number)).await.unwrap();
     }
@@ -50,7 +50,7 @@ pub async fn sessions_are_listed_newest_first_and_in_pages(bed: &dyn Bed) {
 }
 
 pub async fn a_name_is_used_once(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[1]).await;
     let exists = StoreError::SessionExists(id);
     assert_eq!(store.create("t", new_session(1)).await, Err(exists.clone()));
@@ -64,7 +64,7 @@ pub async fn a_name_is_used_once(bed: &dyn Bed) {
 }
 
 pub async fn a_tenant_makes_no_more_sessions_than_it_may(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let quota = Quota { sessions: 2, ..PLENTY };
     let new = |number| NewSession { quota, ..new_session(number) };
     let first = store.create("t", new(1)).await.unwrap().id;
@@ -78,7 +78,7 @@ pub async fn a_tenant_makes_no_more_sessions_than_it_may(bed: &dyn Bed) {
 }
 
 pub async fn a_deleted_session_is_gone(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[1, 2]).await;
     let other = talked(&*store, 2, &[]).await;
     assert!(bytes_kept(&*store, other).await > 0);
@@ -92,7 +92,7 @@ pub async fn a_deleted_session_is_gone(bed: &dyn Bed) {
 }
 
 pub async fn sessions_expire_the_least_recently_changed_first(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     for (number, created_ms) in [(1, 30), (2, 10), (3, 20), (4, 40)] {
         let settings = settings("", created_ms);
         store.create("t", NewSession { settings, ..new_session(number) }).await.unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 
 pub async fn a_fork_has_the_turns_of_its_source(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let source = talked(&*store, 1, &[1, 2, 3]).await;
     let fork = store.fork("t", source, new_fork(2, 2)).await.unwrap();
     let expected = Session {
@@ -27,7 +27,7 @@ pub async fn a_fork_has_the_turns_of_its_source(bed: &dyn Bed) {
 }
 
 pub async fn a_fork_cannot_have_what_its_source_has_not(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let source = talked(&*store, 1, &[1]).await;
     let few = StoreError::TooFewTurns { session: source, has: 1, wanted: 2 };
     assert_eq!(store.fork("t", source, new_fork(2, 2)).await, Err(few));
@@ -37,7 +37,7 @@ pub async fn a_fork_cannot_have_what_its_source_has_not(bed: &dyn Bed) {
 }
 
 pub async fn shared_turns_stay_until_no_session_has_them(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let source = talked(&*store, 1, &[1, 2]).await;
     let fork = store.fork("t", source, new_fork(2, 2)).await.unwrap().id;
     let of_fork = store.fork("t", fork, new_fork(3, 1)).await.unwrap().id;
@@ -46,7 +46,7 @@ pub async fn shared_turns_stay_until_no_session_has_them(bed: &dyn Bed) {
     assert_eq!(store.turns("t", fork, 0, 10).await, turns);
     store.delete("t", source, ANY).await.unwrap();
     drop(store);
-    let store = bed.open();
+    let store = bed.open().await;
     assert_eq!(store.turns("t", fork, 0, 10).await, turns);
     store.delete("t", fork, ANY).await.unwrap();
     assert_eq!(names(&*store, of_fork).await, [turn_id(1)]);
@@ -55,7 +55,7 @@ pub async fn shared_turns_stay_until_no_session_has_them(bed: &dyn Bed) {
 }
 
 pub async fn a_shared_turn_counts_once(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let source = talked(&*store, 1, &[1, 2]).await;
     let kept = bytes_kept(&*store, source).await;
     let fork = store.fork("t", source, new_fork(2, 2)).await.unwrap().id;
@@ -72,11 +72,11 @@ pub async fn a_shared_turn_counts_once(bed: &dyn Bed) {
 }
 
 pub async fn an_answer_is_of_the_session_that_began_it(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let source = talked(&*store, 1, &[1, 2]).await;
     let fork = store.fork("t", source, new_fork(2, 2)).await.unwrap().id;
     talk(&*store, source, 3).await;
-    assert_eq!(store.finish(turn_id(1), answer("", 0)).await, Ok(7));
+    assert_eq!(store.finish(turn_id(1), answer("hi", 300)).await, Ok(7));
     store.truncate("t", source, ANY, 1).await.unwrap();
     talk(&*store, source, 4).await;
     assert_eq!(store.finish(turn_id(2), answer("", 0)).await, Err(StoreError::NoTurn(turn_id(2))));

@@ -3,7 +3,7 @@
 use super::*;
 
 pub async fn turns_follow_one_another(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[7]).await;
     let begun = store.begin("t", id, BeginTurn { turn: said("next", 250), ..new_turn(3) }).await.unwrap();
     let accepted = said("next", 250);
@@ -12,7 +12,7 @@ pub async fn turns_follow_one_another(bed: &dyn Bed) {
     assert_eq!((session.turns, session.running, session.updated_ms), (2, Some(turn_id(3)), 250));
     store.finish(turn_id(3), answer("whole", 280)).await.unwrap();
     drop(store);
-    let store = bed.open();
+    let store = bed.open().await;
     let turns = store.turns("t", id, 0, 10).await.unwrap();
     assert_eq!(
         turns.iter().map(|turn| (turn.id, turn.index)).collect::<Vec<_>>(),
@@ -24,7 +24,7 @@ pub async fn turns_follow_one_another(bed: &dyn Bed) {
 }
 
 pub async fn turns_are_read_in_parts(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[1, 2, 3]).await;
     let part = async |first, most| {
         let turns = store.turns("t", id, first, most).await.unwrap();
@@ -39,7 +39,7 @@ pub async fn turns_are_read_in_parts(bed: &dyn Bed) {
 }
 
 pub async fn versions_grow_with_every_change(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[]).await;
     let version = async || store.session("t", id).await.unwrap().version;
     assert_eq!(version().await, 1);
@@ -54,7 +54,7 @@ pub async fn versions_grow_with_every_change(bed: &dyn Bed) {
 }
 
 pub async fn a_change_of_another_version_is_refused(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[1]).await;
     let changed = StoreError::Conflict { session: id, version: 3, why: Conflict::Version };
     let begin = |version| BeginTurn { version: Some(version), ..new_turn(2) };
@@ -67,7 +67,7 @@ pub async fn a_change_of_another_version_is_refused(bed: &dyn Bed) {
 }
 
 pub async fn a_turn_begins_only_after_the_last_has_ended(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[]).await;
     store.begin("t", id, new_turn(1)).await.unwrap();
     let runs = StoreError::Conflict { session: id, version: 2, why: Conflict::Running };
@@ -77,7 +77,7 @@ pub async fn a_turn_begins_only_after_the_last_has_ended(bed: &dyn Bed) {
 }
 
 pub async fn of_two_begun_at_once_one_is(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[1]).await;
     let begin = |number| BeginTurn { version: Some(3), ..new_turn(number) };
     let (one, other) = tokio::join!(store.begin("t", id, begin(2)), store.begin("t", id, begin(3)));
@@ -88,12 +88,14 @@ pub async fn of_two_begun_at_once_one_is(bed: &dyn Bed) {
 }
 
 pub async fn an_answer_is_committed_once(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[]).await;
     store.begin("t", id, new_turn(1)).await.unwrap();
     assert_eq!(store.finish(turn_id(1), answer("one", 300)).await, Ok(3));
     let kept = bytes_kept(&*store, id).await;
-    assert_eq!(store.finish(turn_id(1), answer("another", 400)).await, Ok(3));
+    assert_eq!(store.finish(turn_id(1), answer("one", 300)).await, Ok(3));
+    let taken = StoreError::Taken(turn_id(1));
+    assert_eq!(store.finish(turn_id(1), answer("another", 400)).await, Err(taken));
     store.discard(turn_id(1)).await.unwrap();
     store.stop(turn_id(1)).await.unwrap();
     assert_eq!(bytes_kept(&*store, id).await, kept);
@@ -105,7 +107,7 @@ pub async fn an_answer_is_committed_once(bed: &dyn Bed) {
 }
 
 pub async fn truncation_forgets_later_turns(bed: &dyn Bed) {
-    let store = bed.open();
+    let store = bed.open().await;
     let id = talked(&*store, 1, &[1, 2, 3]).await;
     let few = StoreError::TooFewTurns { session: id, has: 3, wanted: 4 };
     assert_eq!(store.truncate("t", id, ANY, 4).await, Err(few));
@@ -119,7 +121,7 @@ pub async fn truncation_forgets_later_turns(bed: &dyn Bed) {
 
 pub async fn turns_fill_a_tenants_bytes(bed: &dyn Bed) {
     use prost::Message;
-    let store = bed.open();
+    let store = bed.open().await;
     let (one, other) = (talked(&*store, 1, &[]).await, talked(&*store, 2, &[]).await);
     let turn = said("hello", 200).encoded_len() as u64;
     let whole = answer("hi", 300).encoded_len() as u64;
@@ -137,7 +139,7 @@ pub async fn turns_fill_a_tenants_bytes(bed: &dyn Bed) {
     store.truncate("t", one, ANY, 0).await.unwrap();
     assert_eq!(bytes_kept(&*store, one).await, turn + whole);
     drop(store);
-    let store = bed.open();
+    let store = bed.open().await;
     store.begin("t", one, begin(3)).await.unwrap();
     assert_eq!(bytes_kept(&*store, other).await, 2 * turn + whole);
 }

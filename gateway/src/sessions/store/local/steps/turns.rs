@@ -53,7 +53,9 @@ impl Tables<'_> {
             return Err(StoreError::NoTurn(turn).into());
         };
         if before.running() != Some(turn) {
-            return Ok(before.version);
+            let tables = TurnTables { turns: &self.turns, accepted: &self.accepted, answers: &self.answers };
+            let is_same = tables.turn(turn)?.answer.as_ref() == Some(answer);
+            return if is_same { Ok(before.version) } else { Err(StoreError::Taken(turn).into()) };
         }
         let mut row = before.clone();
         row.version += 1;

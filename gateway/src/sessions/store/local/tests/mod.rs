@@ -3,6 +3,7 @@ mod damage;
 mod disks;
 mod full;
 
+use futures::future::BoxFuture;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -11,8 +12,9 @@ use super::*;
 use crate::sessions::store::suite::{self, Bed, store_suite};
 
 impl Bed for TempDir {
-    fn open(&self) -> Arc<dyn Store> {
-        Arc::new(LocalStore::open(self.path()).unwrap())
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+        let store: Arc<dyn Store> = Arc::new(LocalStore::open(self.path()).unwrap());
+        futures::future::ready(store).boxed()
     }
 }
 
@@ -36,11 +38,15 @@ impl Disks {
             LocalStore::open_on("memory", Arc::new(self.records.clone()), Arc::new(self.journal.clone()));
         Ok(Arc::new(store?))
     }
+
+    fn open(&self) -> Arc<dyn Store> {
+        self.try_open().unwrap()
+    }
 }
 
 impl Bed for Disks {
-    fn open(&self) -> Arc<dyn Store> {
-        self.try_open().unwrap()
+    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+        futures::future::ready(self.try_open().unwrap()).boxed()
     }
 }
 
