@@ -8,6 +8,7 @@
 mod append;
 mod export;
 mod failure;
+mod following;
 pub mod journal;
 pub mod keeper;
 pub mod live;
@@ -184,10 +185,10 @@ impl Sessions {
         }
         self.shared.store.stop(turn.id).await?;
         let live = self.shared.running().get(&turn.id).cloned();
-        if let Some(live) = &live {
+        if let Some(live) = live {
             live.stop.cancel();
         }
-        Ok(live.is_some())
+        Ok(true)
     }
 
     /// Makes a session of another's first turns, all unless it is said how many.

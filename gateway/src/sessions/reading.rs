@@ -1,14 +1,12 @@
 //! A turn's answer, from some token on: as it comes while the turn runs, at once when it has ended.
 
-use asterism_proto::{Failure, Reason, v1};
+use asterism_proto::{Failure, v1};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
 
+use super::following::Following;
 use super::live::{self, News};
-use super::{SessionId, Sessions, Turn};
-
-/// When a turn may be looked for again that is between two gateways.
-const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
+use super::{Answer, SessionId, Sessions, Turn};
 
 /// What a reader gets of a turn.
 pub struct Reading {
@@ -71,16 +69,26 @@ impl Sessions {
             if let Some(live) = live {
                 return Ok(Reading { session: id, turn, from, news: live.read(from).boxed() });
             }
-            // It has ended meanwhile, or another gateway has it.
+            // It has ended meanwhile, or does not run here.
             turn = self.turn(tenant, id, Some(turn.index)).await?;
         }
-        let Some(answer) = turn.answer.clone() else {
-            let message = format!("turn {} of session {id} does not run under this gateway", turn.index);
-            return Err(Failure {
-                retry_after: Some(RETRY_AFTER),
-                ..Failure::new(Reason::Unavailable, message)
-            });
+        let news = match &turn.answer {
+            Some(answer) => {
+                stream::iter(self.whole(tenant, id, (&turn, answer), from).await?).map(Ok).boxed()
+            }
+            None => Following::new(self.clone(), tenant, id, (&turn, from)).news(),
         };
+        Ok(Reading { session: id, turn, from, news })
+    }
+
+    /// What a turn that has ended answers from a token on.
+    pub(super) async fn whole(
+        &self,
+        tenant: &str,
+        id: SessionId,
+        (turn, answer): (&Turn, &Answer),
+        from: u32,
+    ) -> Result<Vec<News>, Failure> {
         let etag = self.get(tenant, id).await?.version.to_string();
         let (start, has) = (from as usize, answer.token_ids.len());
         if start > has {
@@ -90,9 +98,8 @@ impl Sessions {
         let mut deltas = self.shared.engine.replay(&turn.accepted, &answer.token_ids)?.into_deltas();
         let rest = deltas.split_off(start.min(deltas.len()));
         let delta = (!rest.is_empty()).then(|| News::Delta(live::joined(&rest)));
-        let (finished, failure) = (answer.finished, answer.failure);
+        let (finished, failure) = (answer.finished.clone(), answer.failure.clone());
         let end = News::Finished(v1::TurnFinished { finished, etag, failure });
-        let news = stream::iter(delta.into_iter().chain([end])).map(Ok).boxed();
-        Ok(Reading { session: id, turn, from, news })
+        Ok(delta.into_iter().chain([end]).collect())
     }
 }

@@ -45,7 +45,7 @@ struct Ended {
 }
 
 /// What readers are told whose turn does not end here.
-const SHUTTING_DOWN: &str = "the gateway is shutting down; the answer goes on when it is back";
+pub const SHUTTING_DOWN: &str = "the gateway is shutting down; the answer goes on when it is back";
 
 /// Why nothing is drawn now.
 enum Halt {

@@ -100,6 +100,10 @@ impl Store for Faulty {
         self.kept.stops()
     }
 
+    fn tokens(&self, turn: TurnId, first: u32) -> Stored<'_, Option<Vec<u32>>> {
+        self.kept.tokens(turn, first)
+    }
+
     fn claim(&self) -> Stored<'_, Vec<Claimed>> {
         self.kept.claim()
     }

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod faults;
+mod gateways;
 mod generate;
 mod http;
 mod interruptions;

@@ -152,6 +152,15 @@ impl Store for MemoryStore {
         self.done(|kept| kept.finish(turn, answer))
     }
 
+    fn tokens(&self, turn: TurnId, first: u32) -> Stored<'_, Option<Vec<u32>>> {
+        self.done(|kept| match kept.turns.get(&turn) {
+            Some(Said { state: State::Running { token_ids, claimed: false, .. }, .. }) => {
+                Ok(Some(token_ids.get(first as usize..).unwrap_or_default().to_vec()))
+            }
+            _ => Ok(None),
+        })
+    }
+
     fn claim(&self) -> Stored<'_, Vec<Claimed>> {
         self.done(|kept| Ok(kept.claim()))
     }

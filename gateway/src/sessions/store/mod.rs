@@ -80,6 +80,9 @@ pub trait Store: Debug + Send + Sync {
     /// under another or nobody, or ended with another answer.
     fn finish(&self, turn: TurnId, answer: Answer) -> Stored<'_, u64>;
 
+    /// The tokens, from one on, of a turn that runs, but not under the caller, who would have them. `None`: it does not.
+    fn tokens(&self, turn: TurnId, first: u32) -> Stored<'_, Option<Vec<u32>>>;
+
     /// Turns that run under nobody, as those of a killed process do, in the order of their ids: now under the caller, to be
     /// gone on with. All, or as many as a step takes.
     fn claim(&self) -> Stored<'_, Vec<Claimed>>;

@@ -152,6 +152,10 @@ impl Store for LocalStore {
         self.records.write(move |tables| tables.finish(turn, &answer))
     }
 
+    fn tokens(&self, turn: TurnId, first: u32) -> Stored<'_, Option<Vec<u32>>> {
+        futures::future::ready(Ok(self.running.tokens(turn, first))).boxed()
+    }
+
     fn claim(&self) -> Stored<'_, Vec<Claimed>> {
         let running = Arc::clone(&self.running);
         self.records.read(move |tables| running.claim(|turn| tables.claimed(turn)))

@@ -88,6 +88,13 @@ impl Running {
         turns.stops.iter().copied().filter(|turn| turns.runs_here(*turn)).collect()
     }
 
+    /// The tokens, from one on, of a turn that nobody has claimed.
+    pub fn tokens(&self, turn: TurnId, first: u32) -> Option<Vec<u32>> {
+        let turns = self.turns();
+        let recovered = turns.unclaimed.get(&turn)?;
+        Some(recovered.token_ids.get(first as usize..).unwrap_or_default().to_vec())
+    }
+
     /// Gives out what nobody has claimed, each as `read` finds it.
     ///
     /// # Errors

@@ -202,6 +202,19 @@ impl PostgresStore {
         Ok(finished?)
     }
 
+    pub(super) async fn read_tokens(&self, turn: TurnId, first: u32) -> Result<Option<Vec<u32>>, StoreError> {
+        if self.running.has(turn) {
+            return Ok(None);
+        }
+        let rows = self.connections.ask(Repeat::Harmless, |_| {
+            query("SELECT told(turn, $2) AS token_ids FROM running WHERE turn = $1")
+                .bind(turn.0)
+                .bind(i64::from(first))
+        });
+        let rows = rows.await?;
+        Ok(rows.first().map(rows::token_ids).transpose()?)
+    }
+
     pub(super) async fn claim_turns(&self) -> Result<Vec<Claimed>, StoreError> {
         let known = self.running.names();
         let rows = self.ask_as_gateway(|gateway, _| {

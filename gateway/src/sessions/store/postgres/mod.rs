@@ -111,6 +111,10 @@ impl Store for PostgresStore {
         async move { self.finish_turn(turn, &answer).await }.boxed()
     }
 
+    fn tokens(&self, turn: TurnId, first: u32) -> Stored<'_, Option<Vec<u32>>> {
+        async move { self.read_tokens(turn, first).await }.boxed()
+    }
+
     fn claim(&self) -> Stored<'_, Vec<Claimed>> {
         async move { self.claim_turns().await }.boxed()
     }

@@ -38,6 +38,10 @@ pub enum Op {
         turn: usize,
     },
     Stops,
+    Tokens {
+        turn: usize,
+        first: u32,
+    },
     Finish {
         turn: usize,
         text: &'static str,
@@ -91,6 +95,7 @@ pub fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(turn, first, token_ids)| Op::Append { turn, first, token_ids }),
         1 => turn().prop_map(|turn| Op::Stop { turn }),
         1 => Just(Op::Stops),
+        1 => (turn(), 0_u32..4).prop_map(|(turn, first)| Op::Tokens { turn, first }),
         5 => (turn(), text(), 0_u64..20).prop_map(|(turn, text, ended_ms)| Op::Finish { turn, text, ended_ms }),
         2 => Just(Op::Claim),
         2 => (tenant(), SESSIONS, SESSIONS, key(), 0_u32..4).prop_map(|(tenant, source, session, key, turns)| {
@@ -140,6 +145,7 @@ pub async fn apply(store: &dyn Store, place: usize, op: &Op) -> String {
         Op::Stop { turn } => told(store.stop(latest(turn)).await),
         Op::Finish { turn, text, ended_ms } => told(store.finish(latest(turn), answer(text, ended_ms)).await),
         Op::Stops => told(store.stops().await),
+        Op::Tokens { turn, first } => told(store.tokens(latest(turn), first).await),
         Op::Claim => told(store.claim().await),
         Op::Fork { tenant, source, session, key, turns } => {
             let (key, settings) = (key.to_owned(), settings("fork", time));

@@ -92,16 +92,24 @@ pub async fn what_nobody_runs_is_nobodys(bed: &dyn Bed) {
     let id = talked(&*store, 1, &[]).await;
     store.begin("t", id, new_turn(1)).await.unwrap();
     store.append(vec![tokens(1, 0, &[10])]).await.unwrap();
+    store.append(vec![tokens(1, 1, &[11, 12])]).await.unwrap();
+    assert_eq!(store.tokens(turn_id(1), 0).await, Ok(None), "who runs it has them");
     drop(store);
 
     let store = bed.open().await;
-    assert_eq!(store.append(vec![tokens(1, 1, &[11])]).await, Ok(vec![turn_id(1)]));
+    assert_eq!(store.append(vec![tokens(1, 3, &[13])]).await, Ok(vec![turn_id(1)]));
     assert_eq!(store.finish(turn_id(1), answer("", 0)).await, Err(StoreError::Taken(turn_id(1))));
     store.discard(turn_id(1)).await.unwrap();
+    let tokens_from = async |first| store.tokens(turn_id(1), first).await.unwrap();
+    assert_eq!(tokens_from(0).await, Some(vec![10, 11, 12]));
+    assert_eq!(tokens_from(2).await, Some(vec![12]));
+    assert_eq!((tokens_from(3).await, tokens_from(9).await), (Some(vec![]), Some(vec![])));
+    assert_eq!(store.tokens(turn_id(9), 0).await, Ok(None));
     // Whoever runs it will hear of this.
     store.stop(turn_id(1)).await.unwrap();
     assert_eq!(store.stops().await, Ok(vec![]));
-    assert_eq!(claimed(&*store).await, [(1, vec![10], true)]);
+    assert_eq!(claimed(&*store).await, [(1, vec![10, 11, 12], true)]);
+    assert_eq!(tokens_from(0).await, None);
     assert_eq!(store.stops().await, Ok(vec![turn_id(1)]));
     store.finish(turn_id(1), answer("", 0)).await.unwrap();
     assert_eq!(store.stops().await, Ok(vec![]));

@@ -27,12 +27,13 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- The tokens of a running turn.
-CREATE FUNCTION told(_turn uuid) RETURNS integer[] LANGUAGE sql STABLE AS $$
+-- The tokens of a running turn, from one on.
+CREATE FUNCTION told(_turn uuid, _from bigint) RETURNS integer[] LANGUAGE sql STABLE AS $$
     SELECT coalesce(array_agg(t.id ORDER BY r.attempt, t.place), '{}')
     FROM tokens r, unnest(r.ids) WITH ORDINALITY AS t(id, place)
     WHERE r.turn = _turn
         AND r.attempt >= (SELECT max(attempt) FROM tokens WHERE turn = _turn AND first = 0)
+        AND r.first + t.place > _from
 $$;
 
 -- Writes tokens of turns that run under a gateway; those that do. Said again, an attempt does nothing.
@@ -85,7 +86,7 @@ BEGIN
     SELECT array_agg(turn) INTO _taken FROM taken;
     -- A statement after the fence sees all that was written before it.
     RETURN QUERY
-        SELECT t.tenant, t.session, t.id, t.place, t.accepted, told(t.id),
+        SELECT t.tenant, t.session, t.id, t.place, t.accepted, told(t.id, 0),
             coalesce((SELECT max(k.attempt) FROM tokens k WHERE k.turn = t.id), 0), r.stop
         FROM turns t JOIN running r ON r.turn = t.id
         WHERE t.id = ANY (_taken) ORDER BY t.id;
