@@ -104,10 +104,13 @@ impl Sessions {
         Ok(())
     }
 
-    /// Waits until the turns that run here have ended or were left for the next gateway.
+    /// Waits until the turns that run here have ended or were left for the next gateway, which may have them then.
     pub async fn ended(&self) {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        if let Err(error) = self.shared.store.leave().await {
+            tracing::warn!(%error, "other gateways do not hear that this one leaves");
+        }
     }
 
     /// Forgets sessions that were last changed so long ago; how many.

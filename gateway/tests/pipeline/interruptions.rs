@@ -15,7 +15,7 @@ use futures::FutureExt as _;
 use tonic::Code;
 
 use crate::sandbox::{Sandbox, shards};
-use crate::sessions::{append, bytes, client, create, get, resume, says};
+use crate::sessions::{append, bytes, client, create, get, read, resume, says};
 use crate::toy;
 
 /// What becomes of a write of tokens.
@@ -34,6 +34,8 @@ enum Fault {
 struct Faulty {
     kept: MemoryStore,
     faults: Mutex<Vec<(usize, Fault)>>,
+    /// What is claimed next.
+    orphans: Mutex<Vec<Claimed>>,
     writes: AtomicUsize,
     commits: AtomicUsize,
 }
@@ -105,7 +107,8 @@ impl Store for Faulty {
     }
 
     fn claim(&self) -> Stored<'_, Vec<Claimed>> {
-        self.kept.claim()
+        let orphans = std::mem::take(&mut *self.orphans.lock().unwrap());
+        async move { Ok([self.kept.claim().await?, orphans].concat()) }.boxed()
     }
 
     fn fork(&self, tenant: &str, source: SessionId, fork: Fork) -> Stored<'_, Session> {
@@ -164,4 +167,28 @@ async fn a_turn_that_another_gateway_has_is_left() {
         "it is not this one's to end"
     );
     assert_eq!(store.commits.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_turn_that_was_taken_and_is_claimed_again_goes_on_once() {
+    let store = Faulty::new(&[]);
+    let sandbox = sandbox(&store).await;
+    let mut client = client(&sandbox).await;
+    let session = create(&mut client, v1::SessionSettings::default()).await;
+    sandbox.shards[1].control.send_modify(|control| control.pause_after = Some(4));
+    let stream = client.append_turn(says(&session, "hi", 20)).await.unwrap().into_inner();
+    sandbox.shards[1].until(|seen| seen.steps == 5).await;
+    // As a gateway does that was not heard of for a while, before it knows.
+    let id: SessionId = session.session_id.parse().unwrap();
+    let turn = store.kept.turns("default", id, 0, 1).await.unwrap().remove(0);
+    let token_ids = toy::greedy(&bytes("[user]hi[assistant]"), 2);
+    let tenant = "default".to_owned();
+    store.orphans.lock().unwrap().push(Claimed { tenant, session: id, turn, token_ids, stop: false });
+    let left = read(stream).await.unwrap_err();
+    assert_eq!(left.code(), Code::Unavailable, "{left}");
+    sandbox.shards[1].control.send_modify(|control| control.pause_after = None);
+    let told = resume(&mut client, &session, None, 0).await.unwrap();
+    assert_eq!(told.ids, toy::greedy(&bytes("[user]hi[assistant]"), 20), "no gap, no repeat");
+    assert_eq!(store.commits.load(Ordering::Relaxed), 1);
+    sandbox.assert_clean().await;
 }

@@ -16,6 +16,7 @@ mod suite;
 
 use std::fmt::Debug;
 
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
 use super::record::{Answer, NewTurn, Session, SessionId, Settings, Turn, TurnId};
@@ -79,6 +80,11 @@ pub trait Store: Debug + Send + Sync {
     /// [`StoreError::NoTurn`]: the session in which it was begun does not have it (any more). [`StoreError::Taken`]: it runs
     /// under another or nobody, or ended with another answer.
     fn finish(&self, turn: TurnId, answer: Answer) -> Stored<'_, u64>;
+
+    /// The caller leaves: what runs under it may be claimed by others at once. It asks for nothing more.
+    fn leave(&self) -> Stored<'_, ()> {
+        futures::future::ready(Ok(())).boxed()
+    }
 
     /// The tokens, from one on, of a turn that runs, but not under the caller, who would have them. `None`: it does not.
     fn tokens(&self, turn: TurnId, first: u32) -> Stored<'_, Option<Vec<u32>>>;

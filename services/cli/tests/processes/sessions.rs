@@ -9,7 +9,7 @@ use asterism_proto::v1::{
     AppendTurnRequest, CreateSessionRequest, ExportSessionRequest, Message, ResumeTurnRequest, Sampling,
     Stopping, TurnEvent,
 };
-use futures::future::join_all;
+use futures::future::{Either, join_all, select};
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
@@ -24,27 +24,35 @@ use super::talk;
 #[path = "../../../../gateway/tests/pipeline/model.rs"]
 mod toy;
 
+#[allow(dead_code, clippy::unwrap_used, reason = "others use the rest; a test fails by panicking")]
+#[path = "../../../../gateway/tests/pipeline/postgres.rs"]
+mod postgres;
+
 const SESSIONS: u32 = 8;
 const TURNS: u32 = 4;
 /// Tokens of each answer.
 const ANSWER: u32 = 24;
-/// How often the gateway is killed, unless `ASTERISM_KILLS` says so.
-const KILLS: u32 = 25;
+/// How often a gateway is killed, unless `ASTERISM_KILLS` says so: one alone, one of two.
+const KILLS: [u32; 2] = [25, 6];
 
 /// A turn as a reader gets it: ids, text, the reason of its end, the reply.
 type Answer = (Vec<u32>, String, i32, String);
 
-/// A client that is not put off by a gateway that is gone.
+/// A client that is not put off by a gateway that is gone, and goes to the next then.
 struct Reader {
-    client: SessionsClient<Channel>,
+    clients: Vec<SessionsClient<Channel>>,
+    at: usize,
     /// Tokens that all readers got so far.
     progress: watch::Sender<u64>,
 }
 
 impl Reader {
-    fn new(address: &str, progress: watch::Sender<u64>) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
-        Self { client: SessionsClient::new(endpoint.connect_lazy()), progress }
+    fn new(doors: &Doors, at: usize, progress: &watch::Sender<u64>) -> Self {
+        let client = |door: &Door| {
+            let endpoint = Endpoint::from_shared(format!("http://{}", door.address)).expect("an address");
+            SessionsClient::new(endpoint.connect_lazy())
+        };
+        Self { clients: doors.doors.iter().map(client).collect(), at, progress: progress.clone() }
     }
 
     /// Tries until the gateway is there and takes it.
@@ -54,9 +62,13 @@ impl Reader {
     ) -> T {
         bounded(async {
             loop {
-                match call(&mut self.client).await {
+                let clients = self.clients.len();
+                match call(&mut self.clients[self.at % clients]).await {
                     Ok(done) => return done,
-                    Err(status) if is_passing(&status) => tokio::task::yield_now().await,
+                    Err(status) if is_passing(&status) => {
+                        self.at += 1;
+                        tokio::task::yield_now().await;
+                    }
                     Err(status) => panic!("{status}"),
                 }
             }
@@ -171,74 +183,132 @@ fn model() -> tempfile::TempDir {
     folder
 }
 
-fn gateway(model: &str, shards: &str, address: &str, sessions: &Path) -> Service {
-    let sessions = sessions.to_str().expect("a plain path");
-    let arguments = ["gateway", "--model", model, "--shards", shards, "--sessions", sessions];
-    // The killed one held the pipeline a moment ago.
-    let listen = ["--take-over", "--listen", address, "--http-listen", "127.0.0.2:0"];
-    Service::start(&[&arguments[..], &listen].concat())
+/// Gateways that share what they keep, each with a shard of its own.
+struct Doors {
+    model: String,
+    sessions: String,
+    doors: Vec<Door>,
 }
 
-/// All conversations at once.
-async fn conversations(
-    address: &str,
-    round: u32,
-    progress: &watch::Sender<u64>,
-) -> Vec<(String, Vec<Answer>)> {
-    let all = (0..SESSIONS).map(|n| {
-        let mut reader = Reader::new(address, progress.clone());
-        async move { reader.converse(&format!("round {round}, {n}"), n).await }
-    });
-    join_all(all).await
+struct Door {
+    /// `None`: it is being killed.
+    gateway: Option<Service>,
+    address: String,
+    stage: Service,
+    shard: String,
+}
+
+impl Doors {
+    async fn open(count: usize, model: &Path, sessions: &str) -> Self {
+        let model = model.to_str().expect("a plain path").to_owned();
+        let mut all = Self { model, sessions: sessions.to_owned(), doors: Vec::new() };
+        for door in 0..count {
+            let (stage, shard) = shard(&all.model, 0, 1).await;
+            // Nobody else asks for ports of 127.0.0.2, so it is free whenever its gateway is dead.
+            let free = std::net::TcpListener::bind("127.0.0.2:0").expect("a free port");
+            let address = free.local_addr().expect("an address").to_string();
+            drop(free);
+            all.doors.push(Door { gateway: None, address, stage, shard });
+            all.start(door).await;
+            talk::ready(&all.doors[door].address).await;
+        }
+        all
+    }
+
+    async fn start(&mut self, door: usize) {
+        let Door { gateway, address, shard, .. } = &mut self.doors[door];
+        let arguments = ["gateway", "--model", &self.model, "--shards", shard, "--sessions", &self.sessions];
+        // The killed one held the pipeline a moment ago.
+        let listen = ["--take-over", "--listen", address, "--http-listen", "127.0.0.2:0"];
+        let started = gateway.insert(Service::start(&[&arguments[..], &listen].concat()));
+        started.announced("grpc").await;
+    }
+
+    async fn kill(&mut self, door: usize) {
+        let gateway = self.doors[door].gateway.take().expect("it runs");
+        gateway.killed().await;
+        self.start(door).await;
+    }
+
+    async fn stopped(self) {
+        for Door { gateway, stage, .. } in self.doors {
+            gateway.expect("it runs").stopped().await;
+            stage.stopped().await;
+        }
+    }
+
+    /// All conversations at once, some at each.
+    fn conversations(
+        &self,
+        round: u32,
+        progress: &watch::Sender<u64>,
+    ) -> impl Future<Output = Vec<(String, Vec<Answer>)>> + use<> {
+        join_all((0..SESSIONS).map(|n| {
+            let mut reader = Reader::new(self, n as usize, progress);
+            async move { reader.converse(&format!("round {round}, {n}"), n).await }
+        }))
+    }
+
+    /// Kills one after the other while conversations go on, so often, and compares them with undisturbed ones.
+    async fn survive(&mut self, kills: u32) {
+        let progress = watch::Sender::new(0);
+        let undisturbed = self.conversations(0, &progress).await;
+        let kills = std::env::var("ASTERISM_KILLS").map_or(kills, |kills| kills.parse().expect("a number"));
+        let (mut killed, mut round) = (0, 0);
+        while killed < kills {
+            round += 1;
+            let mut seen = progress.subscribe();
+            let mut all = std::pin::pin!(self.conversations(round, &progress));
+            let mut step = 0;
+            let disturbed = loop {
+                // After other numbers of tokens each time.
+                let target = *seen.borrow_and_update() + u64::from((7 * killed + 13 * step) % 61);
+                step += 1;
+                tokio::select! {
+                    done = &mut all => break done,
+                    reached = seen.wait_for(|count| *count >= target), if killed < kills => {
+                        reached.expect("readers live");
+                    }
+                }
+                killed += 1;
+                // The conversations go on meanwhile, where there is another.
+                let door = (killed * killed / 3) as usize % self.doors.len();
+                let kill = std::pin::pin!(self.kill(door));
+                match select(all.as_mut(), kill).await {
+                    Either::Left((done, kill)) => {
+                        kill.await;
+                        break done;
+                    }
+                    Either::Right(_) => {}
+                }
+            };
+            let mut reader = Reader::new(self, round as usize, &progress);
+            for ((id, answers), (_, expected)) in disturbed.iter().zip(&undisturbed) {
+                assert_eq!(answers, expected, "after {killed} kills");
+                let stored = reader.stored(id).await;
+                let told: Vec<_> = answers.iter().map(|answer| answer.0.clone()).collect();
+                assert_eq!(stored, told, "every turn once");
+            }
+            println!("{killed} kills: {SESSIONS} conversations of {TURNS} turns, all the same");
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_killed_gateway_loses_no_turn_and_doubles_none() {
-    let (folder, kept) = (model(), tempfile::tempdir().expect("a folder"));
-    let model = folder.path().to_str().expect("a plain path");
-    let (stage, shard_address) = shard(model, 0, 1).await;
-    // Nobody else asks for ports of 127.0.0.2, so it is free whenever its gateway is dead.
-    let free = std::net::TcpListener::bind("127.0.0.2:0").expect("a free port");
-    let address = free.local_addr().expect("an address").to_string();
-    drop(free);
-    let mut door = gateway(model, &shard_address, &address, kept.path());
-    door.announced("grpc").await;
-    talk::ready(&address).await;
-    let progress = watch::Sender::new(0);
-    let undisturbed = conversations(&address, 0, &progress).await;
-
-    let kills = std::env::var("ASTERISM_KILLS").map_or(KILLS, |kills| kills.parse().expect("a number"));
-    let (mut killed, mut round) = (0, 0);
-    while killed < kills {
-        round += 1;
-        let mut seen = progress.subscribe();
-        let all = conversations(&address, round, &progress);
-        let mut all = std::pin::pin!(all);
-        let mut step = 0;
-        let disturbed = loop {
-            // After other numbers of tokens each time.
-            let target = *seen.borrow_and_update() + u64::from((7 * killed + 13 * step) % 61);
-            step += 1;
-            tokio::select! {
-                done = &mut all => break done,
-                reached = seen.wait_for(|count| *count >= target), if killed < kills => {
-                    reached.expect("readers live");
-                }
-            }
-            killed += 1;
-            door.killed().await;
-            door = gateway(model, &shard_address, &address, kept.path());
-            door.announced("grpc").await;
-        };
-        let mut reader = Reader::new(&address, progress.clone());
-        for ((id, answers), (_, expected)) in disturbed.iter().zip(&undisturbed) {
-            assert_eq!(answers, expected, "after {killed} kills");
-            let stored = reader.stored(id).await;
-            let told: Vec<_> = answers.iter().map(|answer| answer.0.clone()).collect();
-            assert_eq!(stored, told, "every turn once");
-        }
-        println!("{killed} kills: {SESSIONS} conversations of {TURNS} turns, all the same");
-    }
+    let (model, kept) = (model(), tempfile::tempdir().expect("a folder"));
+    let mut door = Doors::open(1, model.path(), kept.path().to_str().expect("a plain path")).await;
+    door.survive(KILLS[0]).await;
     door.stopped().await;
-    stage.stopped().await;
+}
+
+#[tokio::test]
+async fn of_two_gateways_the_other_goes_on() {
+    let Some(server) = postgres::Server::shared() else { return };
+    let model = model();
+    // A lease that is soon over, as turns wait for it.
+    let database = format!("{}?options=-c%20asterism.lease%3D1s", server.database());
+    let mut doors = Doors::open(2, model.path(), &database).await;
+    doors.survive(KILLS[1]).await;
+    doors.stopped().await;
 }

@@ -89,7 +89,7 @@ impl Gateway {
         }
         let leave = query("DELETE FROM gateways WHERE id = $1").bind(self.id()).execute(&self.pool);
         if !matches!(tokio::time::timeout(LEAVING, leave).await, Ok(Ok(_))) {
-            tracing::debug!("it cannot be said that this gateway leaves; its lease ends by itself");
+            tracing::warn!("it cannot be said that this gateway leaves; its lease ends by itself");
         }
     }
 

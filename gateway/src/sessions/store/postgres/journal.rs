@@ -70,7 +70,7 @@ impl Journal {
         let here = within_a_call(self.write(&mut link, &turns)).await?;
         for longer in turns {
             if here.contains(&longer.turn.0) {
-                self.running.extend(longer);
+                self.running.extend(&longer);
             } else {
                 self.running.remove(longer.turn);
                 left_out.push(longer.turn);
@@ -96,7 +96,7 @@ impl Journal {
                 PgConnection::connect_with(&self.options).await?
             }
         };
-        let rows = Rows::of(turns, &link.written);
+        let rows = Rows::of(turns, &link.written, &self.running);
         let write = query_scalar::<_, Uuid>(APPEND)
             .bind(self.gateway.id())
             .bind(self.running.next_attempt())
@@ -121,15 +121,16 @@ impl Journal {
 
 impl Rows {
     /// A row for each turn: what is new or, unless there is a row of it, all.
-    fn of(turns: &[Longer], written: &HashSet<TurnId>) -> Self {
+    fn of(turns: &[Longer], written: &HashSet<TurnId>, running: &Running) -> Self {
         let mut rows = Self::default();
-        for Longer { turn, token_ids, has } in turns {
-            let first = if written.contains(turn) { *has } else { 0 };
-            rows.turns.push(turn.0);
-            rows.firsts.push(signed(first as u64));
+        for longer in turns {
+            let is_first = !written.contains(&longer.turn);
+            rows.turns.push(longer.turn.0);
+            rows.firsts.push(if is_first { 0 } else { signed(longer.has as u64) });
             rows.starts.push(signed(rows.ids.len() as u64));
+            let token_ids = if is_first { &running.whole(longer) } else { &longer.new };
             // The same bits, which is all that is asked of them.
-            rows.ids.extend(token_ids[first..].iter().map(|id| id.cast_signed()));
+            rows.ids.extend(token_ids.iter().map(|id| id.cast_signed()));
             rows.ends.push(signed(rows.ids.len() as u64));
         }
         rows

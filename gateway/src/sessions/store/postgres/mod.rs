@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use sqlx::Connection;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::connections::{Connections, Repeat, Server};
@@ -40,7 +41,10 @@ pub struct PostgresStore {
     gateway: Arc<Gateway>,
     running: Arc<Running>,
     journal: Journal,
-    _left: DropGuard,
+    left: CancellationToken,
+    /// Renews the lease, until this leaves.
+    keeping: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    _left_on_drop: DropGuard,
 }
 
 impl PostgresStore {
@@ -57,11 +61,13 @@ impl PostgresStore {
         // What could not be said at the end is no hindrance.
         let _ = connection.close().await;
         let left = CancellationToken::new();
-        tokio::spawn(Arc::clone(&gateway).keep(left.clone()));
+        let keeping = tokio::spawn(Arc::clone(&gateway).keep(left.clone()));
+        let keeping = tokio::sync::Mutex::new(Some(keeping));
         let running = Arc::<Running>::default();
         let journal = Journal::new(&server, Arc::clone(&gateway), Arc::clone(&running));
         let connections = Connections::new(&server);
-        Ok(Self { connections, gateway, running, journal, _left: left.drop_guard() })
+        let _left_on_drop = left.clone().drop_guard();
+        Ok(Self { connections, gateway, running, journal, left, keeping, _left_on_drop })
     }
 }
 
@@ -109,6 +115,18 @@ impl Store for PostgresStore {
 
     fn finish(&self, turn: TurnId, answer: Answer) -> Stored<'_, u64> {
         async move { self.finish_turn(turn, &answer).await }.boxed()
+    }
+
+    fn leave(&self) -> Stored<'_, ()> {
+        async move {
+            self.left.cancel();
+            if let Some(keeping) = self.keeping.lock().await.take() {
+                // It says by itself what it could not do.
+                let _ = keeping.await;
+            }
+            Ok(())
+        }
+        .boxed()
     }
 
     fn tokens(&self, turn: TurnId, first: u32) -> Stored<'_, Option<Vec<u32>>> {

@@ -23,7 +23,7 @@ pub struct Running {
 pub struct News {
     /// Turns that do not run here.
     pub left_out: Vec<TurnId>,
-    /// Turns in the order in which they were named, with all their tokens and how many of them are not new.
+    /// Turns in the order in which they were named.
     pub turns: Vec<Longer>,
 }
 
@@ -32,10 +32,10 @@ pub struct News {
 pub struct Longer {
     /// Its name.
     pub turn: TurnId,
-    /// All its tokens.
-    pub token_ids: Vec<u32>,
-    /// How many of them were there before.
+    /// How many tokens it had before.
     pub has: usize,
+    /// Those that follow.
+    pub new: Vec<u32>,
 }
 
 impl Running {
@@ -90,20 +90,29 @@ impl Running {
             };
             let known = news.turns.iter().position(|longer| longer.turn == *turn);
             let place = known.unwrap_or_else(|| {
-                news.turns.push(Longer { turn: *turn, token_ids: has.clone(), has: has.len() });
+                news.turns.push(Longer { turn: *turn, has: has.len(), new: Vec::new() });
                 news.turns.len() - 1
             });
-            add(&mut news.turns[place], *first, token_ids)?;
+            news.turns[place].add(has, *first, token_ids)?;
         }
-        news.turns.retain(|longer| longer.token_ids.len() > longer.has);
+        news.turns.retain(|longer| !longer.new.is_empty());
         Ok(news)
     }
 
     /// Keeps what was written.
-    pub fn extend(&self, longer: Longer) {
+    pub fn extend(&self, longer: &Longer) {
         if let Some(token_ids) = self.turns().get_mut(&longer.turn) {
-            *token_ids = longer.token_ids;
+            token_ids.truncate(longer.has);
+            token_ids.extend(&longer.new);
         }
+    }
+
+    /// All tokens of a turn that is to be longer.
+    pub fn whole(&self, longer: &Longer) -> Vec<u32> {
+        let mut token_ids = self.turns().get(&longer.turn).cloned().unwrap_or_default();
+        token_ids.truncate(longer.has);
+        token_ids.extend(&longer.new);
+        token_ids
     }
 
     fn turns(&self) -> MutexGuard<'_, HashMap<TurnId, Vec<u32>>> {
@@ -111,15 +120,21 @@ impl Running {
     }
 }
 
-/// Adds tokens that must follow those that a turn has, or be the same.
-fn add(longer: &mut Longer, first: u32, token_ids: &[u32]) -> Result<(), StoreError> {
-    let turn = longer.turn;
-    let not_next = StoreError::NotNext { turn, has: longer.token_ids.len(), first };
-    let again = longer.token_ids.get(first as usize..).ok_or(not_next)?;
-    if let Some(differs) = again.iter().zip(token_ids).position(|(old, new)| old != new) {
-        return Err(StoreError::OtherToken { turn, index: first as usize + differs });
+impl Longer {
+    /// Adds tokens, which must follow those that the turn has or be the same.
+    fn add(&mut self, has: &[u32], first: u32, token_ids: &[u32]) -> Result<(), StoreError> {
+        let (turn, total) = (self.turn, has.len() + self.new.len());
+        if first as usize > total {
+            return Err(StoreError::NotNext { turn, has: total, first });
+        }
+        for (index, id) in (first as usize..).zip(token_ids) {
+            let known = if index < has.len() { has.get(index) } else { self.new.get(index - has.len()) };
+            match known {
+                None => self.new.push(*id),
+                Some(known) if known == id => {}
+                Some(_) => return Err(StoreError::OtherToken { turn, index }),
+            }
+        }
+        Ok(())
     }
-    let known = again.len().min(token_ids.len());
-    longer.token_ids.extend(&token_ids[known..]);
-    Ok(())
 }

@@ -4,7 +4,9 @@
 -- Who may run turns: a gateway, as long as its row is there. Time is this database's alone.
 CREATE TABLE gateways (
     id uuid PRIMARY KEY,
-    lease_until timestamptz NOT NULL
+    lease_until timestamptz NOT NULL,
+    -- Since when it never was over.
+    since timestamptz NOT NULL
 );
 
 CREATE TABLE sessions (

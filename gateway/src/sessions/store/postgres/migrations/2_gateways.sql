@@ -10,13 +10,16 @@ CREATE FUNCTION lease() RETURNS interval LANGUAGE sql STABLE AS $$
 $$;
 
 CREATE FUNCTION register(_gateway uuid) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO gateways VALUES (_gateway, clock_timestamp() + lease())
+    INSERT INTO gateways VALUES (_gateway, clock_timestamp() + lease(), clock_timestamp())
 $$;
 
 -- Whether it may run turns until then. A lease that is over is renewed if nobody took anything.
 CREATE FUNCTION renew(_gateway uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE gateways SET lease_until = clock_timestamp() + lease() WHERE id = _gateway;
+    UPDATE gateways SET
+        since = CASE WHEN lease_until < clock_timestamp() THEN clock_timestamp() ELSE since END,
+        lease_until = clock_timestamp() + lease()
+        WHERE id = _gateway;
     RETURN FOUND;
 END $$;
 
@@ -69,8 +72,10 @@ CREATE FUNCTION claim(_gateway uuid, _known uuid[], _most bigint) RETURNS SETOF 
 DECLARE
     _taken uuid[];
 BEGIN
-    -- Here is the fence: it waits for the steps that hold such a row, and steps after it find none.
-    DELETE FROM gateways WHERE lease_until < clock_timestamp() AND id <> _gateway;
+    -- Here is the fence: it waits for the steps that hold such a row, and steps after it find none. A gateway that could not renew
+    -- its own lease a moment ago does not know whether others could.
+    DELETE FROM gateways WHERE lease_until < clock_timestamp() AND id <> _gateway
+        AND EXISTS (SELECT FROM gateways WHERE id = _gateway AND since < clock_timestamp() - lease());
     IF NOT holds(_gateway) THEN
         PERFORM refuse('YS008', '{}');
     END IF;

@@ -29,8 +29,7 @@ async fn a_gateway_that_was_given_up_changes_nothing() {
     let (one, other) = (database.store().await, database.store().await);
     let session = runs(&one, 1).await;
     one.append(vec![tokens(1, 0, &[10, 11])]).await.unwrap();
-    database.give_up_all().await;
-    other.gateway.keep_once().await;
+    database.give_up(&one).await;
     assert_eq!(shown(other.claim().await.unwrap()), [(1, vec![10, 11])]);
 
     assert_eq!(one.append(vec![tokens(1, 2, &[99])]).await, Ok(vec![turn_id(1)]));
@@ -57,12 +56,7 @@ async fn only_what_nobody_runs_is_claimed() {
     runs(&one, 1).await;
     runs(&other, 2).await;
     assert_eq!(third.claim().await, Ok(vec![]));
-    let gone = one.gateway.id();
-    query("UPDATE gateways SET lease_until = '-infinity' WHERE id = $1")
-        .bind(gone)
-        .execute(&mut database.connection().await)
-        .await
-        .unwrap();
+    database.give_up(&one).await;
     // Both at once, and one of them does.
     let (second, third) = tokio::join!(other.claim(), third.claim());
     assert_eq!(shown([second.unwrap(), third.unwrap()].concat()), [(1, vec![])]);
@@ -93,12 +87,55 @@ async fn a_lease_is_renewed_by_the_databases_clock_and_ends_with_the_gateway() {
 }
 
 #[tokio::test]
+async fn a_lease_that_is_over_is_a_gateway_given_up() {
+    let Some(database) = Database::new() else { return };
+    let store = database.store().await;
+    runs(&store, 1).await;
+    runs(&store, 2).await;
+    store.append(vec![tokens(1, 0, &[10])]).await.unwrap();
+    database.run("INSERT INTO gateways VALUES (gen_random_uuid(), '-infinity', '-infinity')").await;
+    database
+        .run(
+            "UPDATE running SET gateway = (SELECT id FROM gateways WHERE lease_until = '-infinity')
+                WHERE turn = '00000000-0000-0000-0000-000000000001'",
+        )
+        .await;
+    // It was not there for long enough itself.
+    assert_eq!(store.claim().await, Ok(vec![]));
+    database.run("UPDATE gateways SET since = '-infinity'").await;
+    assert_eq!(shown(store.claim().await.unwrap()), [(1, vec![10])]);
+    assert_eq!(database.count("SELECT count(*) FROM gateways").await, 1);
+}
+
+#[tokio::test]
+async fn after_the_server_was_away_nobody_is_taken_for_dead() {
+    let Some(database) = Database::new() else { return };
+    let (one, other) = (database.store().await, database.store().await);
+    runs(&one, 1).await;
+    // All leases are over, and one gateway comes first.
+    database.run("UPDATE gateways SET lease_until = '-infinity', since = '-infinity'").await;
+    other.gateway.keep_once().await;
+    assert_eq!(other.claim().await, Ok(vec![]));
+    one.gateway.keep_once().await;
+    assert_eq!(one.finish(turn_id(1), answer("", 300)).await, Ok(3));
+}
+
+#[tokio::test]
+async fn what_a_gateway_leaves_is_claimed_at_once() {
+    let Some(database) = Database::new() else { return };
+    let (one, other) = (database.store().await, database.store().await);
+    runs(&one, 1).await;
+    one.leave().await.unwrap();
+    assert_eq!(shown(other.claim().await.unwrap()), [(1, vec![])]);
+    one.leave().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_claim_sees_all_that_was_written_before_it() {
     let Some(database) = Database::new() else { return };
     let (one, other) = (database.store().await, database.store().await);
     runs(&one, 1).await;
     let (mut written, mut claimed) = (0, Vec::new());
-    database.give_up_all().await;
     // Whatever comes first, what was written here is there then.
     let write = async {
         while one.append(vec![tokens(1, written, &[written])]).await.unwrap().is_empty() {
@@ -109,12 +146,8 @@ async fn a_claim_sees_all_that_was_written_before_it() {
         for _ in 0..20 {
             tokio::task::yield_now().await;
         }
-        while claimed.is_empty() {
-            claimed = other.claim().await.unwrap();
-            if claimed.is_empty() {
-                database.give_up_all().await;
-            }
-        }
+        database.give_up(&one).await;
+        claimed = other.claim().await.unwrap();
     };
     tokio::join!(write, claim);
     assert_eq!(shown(claimed), [(1, (0..written).collect::<Vec<u32>>())]);

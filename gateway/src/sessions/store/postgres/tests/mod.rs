@@ -42,9 +42,10 @@ impl Database {
         query_scalar(statement).fetch_one(&mut self.connection().await).await.unwrap()
     }
 
-    /// All leases are over.
-    async fn give_up_all(&self) {
-        self.run("UPDATE gateways SET lease_until = '-infinity'").await;
+    /// A gateway was taken for dead.
+    async fn give_up(&self, store: &PostgresStore) {
+        let fence = query("DELETE FROM gateways WHERE id = $1").bind(store.gateway.id());
+        fence.execute(&mut self.connection().await).await.unwrap();
     }
 }
 
