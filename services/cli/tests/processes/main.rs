@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a failed test says what it expected")]
 
+mod chat;
 mod command;
 mod golden;
 mod holders;

@@ -174,7 +174,7 @@ fn said(id: &str, n: u32, turn: u32) -> AppendTurnRequest {
 }
 
 /// A tiny checkpoint that can talk.
-fn model() -> tempfile::TempDir {
+pub fn model() -> tempfile::TempDir {
     let folder = toy::folder();
     let tiny = Golden::tiny();
     for name in ["config.json", "model.safetensors"] {
@@ -184,7 +184,7 @@ fn model() -> tempfile::TempDir {
 }
 
 /// Gateways that share what they keep, each with a shard of its own.
-struct Doors {
+pub struct Doors {
     model: String,
     sessions: String,
     doors: Vec<Door>,
@@ -199,7 +199,8 @@ struct Door {
 }
 
 impl Doors {
-    async fn open(count: usize, model: &Path, sessions: &str) -> Self {
+    /// Starts them, and waits until each can answer.
+    pub async fn open(count: usize, model: &Path, sessions: &str) -> Self {
         let model = model.to_str().expect("a plain path").to_owned();
         let mut all = Self { model, sessions: sessions.to_owned(), doors: Vec::new() };
         for door in 0..count {
@@ -224,13 +225,20 @@ impl Doors {
         started.announced("grpc").await;
     }
 
-    async fn kill(&mut self, door: usize) {
+    /// Where one listens.
+    pub fn address(&self, door: usize) -> &str {
+        &self.doors[door].address
+    }
+
+    /// Kills one, and starts it again.
+    pub async fn kill(&mut self, door: usize) {
         let gateway = self.doors[door].gateway.take().expect("it runs");
         gateway.killed().await;
         self.start(door).await;
     }
 
-    async fn stopped(self) {
+    /// Ends all in order.
+    pub async fn stopped(self) {
         for Door { gateway, stage, .. } in self.doors {
             gateway.expect("it runs").stopped().await;
             stage.stopped().await;
