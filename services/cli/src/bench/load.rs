@@ -51,6 +51,7 @@ Examples:
   asterism bench load --rate 4 --duration 60s --warm-up 10s --slo ttft=500ms,tpot=50ms --html load.html
   asterism bench load --target http://127.0.0.1:8000 --form chat --prompt lognormal:300,0.8,4000 --answer uniform:50,300
   asterism bench load --system 1000 --turns 8 --think 2s --prompt 60 --answer 120      shared prefix, follow-up turns
+  asterism bench load --form session --turns 8 --prompt 60 --answer 120                conversations that the gateway keeps
 
 Lengths are in tokens: 128, uniform:64,256 or lognormal:MEDIAN,SIGMA[,MOST].")]
 pub struct Arguments {
@@ -247,6 +248,10 @@ impl Arguments {
     fn target_plan(&self) -> Result<TargetPlan, LoadError> {
         let over_http = self.target.starts_with("http://");
         let form = self.form.unwrap_or(if over_http { Form::Chat } else { Form::Ids });
+        if over_http && form == Form::Session {
+            let why = "only a gateway has sessions: its target is grpc://HOST:PORT";
+            return Err(LoadError::Field("--form", why.to_owned()));
+        }
         if over_http && form == Form::Ids && self.turns.get() > 1 {
             let why =
                 "over HTTP the ids of answers stay unknown, so that a next turn needs --form text or chat";

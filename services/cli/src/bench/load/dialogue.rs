@@ -16,6 +16,8 @@ pub enum Form {
     Text,
     /// Messages, for the server's chat template.
     Chat,
+    /// A session for each conversation, of which the gateway keeps what was said: each turn is told once.
+    Session,
 }
 
 impl Form {
@@ -25,6 +27,7 @@ impl Form {
             Self::Ids => "token ids",
             Self::Text => "text",
             Self::Chat => "chat",
+            Self::Session => "sessions",
         }
     }
 }
@@ -58,6 +61,8 @@ pub enum Material {
     Text(Words),
     /// English words, as messages.
     Chat(Words),
+    /// English words, as messages of a session.
+    Session(Words),
 }
 
 /// How many words make a token.
@@ -91,10 +96,9 @@ impl<'a> Dialogue<'a> {
         let said = match material {
             Material::Ids { vocab } => Prompt::Ids(ids(&mut random, vocab, workload.system)),
             Material::Text(words) => Prompt::Text(words.write(&mut random, workload.system)),
-            Material::Chat(_) if workload.system == 0 => Prompt::Chat(Vec::new()),
-            Material::Chat(words) => {
-                let content = words.write(&mut random, workload.system);
-                Prompt::Chat(vec![Message { role: "system", content }])
+            Material::Chat(words) => Prompt::Chat(system(&mut random, words, workload.system)),
+            Material::Session(words) => {
+                Prompt::Session { id: None, messages: system(&mut random, words, workload.system) }
             }
         };
         // The first conversation of all is the first to begin so.
@@ -123,6 +127,9 @@ impl<'a> Dialogue<'a> {
             (Prompt::Chat(said), Material::Chat(words)) => {
                 said.push(Message { role: "user", content: words.write(&mut random, length) });
             }
+            (Prompt::Session { messages, .. }, Material::Session(words)) => {
+                messages.push(Message { role: "user", content: words.write(&mut random, length) });
+            }
             // `said` is made of the same material.
             _ => return None,
         }
@@ -138,8 +145,25 @@ impl<'a> Dialogue<'a> {
             Prompt::Ids(said) => said.extend(&answer.ids),
             Prompt::Text(said) => said.push_str(&answer.text),
             Prompt::Chat(said) => said.push(Message { role: "assistant", content: answer.text.clone() }),
+            Prompt::Session { id, messages } => {
+                id.clone_from(&answer.session);
+                messages.clear();
+            }
         }
     }
+
+    /// The session that it is held in, once there is one.
+    pub fn session(&self) -> Option<&str> {
+        match &self.said {
+            Prompt::Session { id, .. } => id.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+fn system(random: &mut Random, words: Words, length: u32) -> Vec<Message> {
+    let content = words.write(random, length);
+    if content.is_empty() { Vec::new() } else { vec![Message { role: "system", content }] }
 }
 
 fn ids(random: &mut Random, vocab: u32, length: u32) -> Vec<u32> {
@@ -240,6 +264,23 @@ mod tests {
         assert_eq!(roles, ["system", "user", "assistant", "user"]);
         assert_eq!(messages[0].content.split(' ').count(), 100);
         assert_eq!(messages[2].content, "two words");
+    }
+
+    #[test]
+    fn a_session_is_told_what_is_new() {
+        let workload = workload(2);
+        let material = Material::Session(Words { tokens_per_word: 1.0 });
+        let mut dialogue = Dialogue::new(&workload, material, 0);
+        let asked = |dialogue: &mut Dialogue<'_>| match dialogue.ask().map(|request| request.prompt) {
+            Some(Prompt::Session { id, messages }) => {
+                (id, messages.iter().map(|message| message.role).collect::<Vec<_>>())
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(asked(&mut dialogue), (None, vec!["system", "user"]));
+        dialogue.hear(&Answer { session: Some("s".to_owned()), ..answer() });
+        assert_eq!(asked(&mut dialogue), (Some("s".to_owned()), vec!["user"]));
+        assert_eq!(dialogue.session(), Some("s"));
     }
 
     #[test]

@@ -188,8 +188,22 @@ impl Drive {
     }
 
     /// All turns of a conversation; whether none failed.
-    async fn converse(&self, ticket: Ticket, mut due: Instant, outcomes: &mpsc::Sender<Outcome>) -> bool {
+    async fn converse(&self, ticket: Ticket, due: Instant, outcomes: &mpsc::Sender<Outcome>) -> bool {
         let mut dialogue = Dialogue::new(&self.plan.workload, self.material, ticket.index);
+        let answered = self.turns(&mut dialogue, ticket, due, outcomes).await;
+        if let Some(session) = dialogue.session() {
+            self.target.forget(session).await;
+        }
+        answered
+    }
+
+    async fn turns(
+        &self,
+        dialogue: &mut Dialogue<'_>,
+        ticket: Ticket,
+        mut due: Instant,
+        outcomes: &mpsc::Sender<Outcome>,
+    ) -> bool {
         let think = self.plan.workload.think;
         while let Some(request) = dialogue.ask() {
             let outcome = tokio::select! {

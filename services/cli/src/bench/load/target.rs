@@ -3,6 +3,7 @@
 mod chunk;
 mod grpc;
 mod openai;
+mod session;
 mod sse;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,6 +59,13 @@ pub enum Prompt {
     Text(String),
     /// Messages for a template.
     Chat(Vec<Message>),
+    /// The next messages of a session.
+    Session {
+        /// Which; `None`: a new one, which a system message may begin.
+        id: Option<String>,
+        /// What is said.
+        messages: Vec<Message>,
+    },
 }
 
 /// One message of a chat.
@@ -96,6 +104,8 @@ pub struct Answer {
     pub ids: Vec<u32>,
     /// The server's own counts.
     pub usage: Option<Usage>,
+    /// The session that it belongs to, where there are any.
+    pub session: Option<String>,
 }
 
 /// Tokens that came together.
@@ -211,6 +221,13 @@ impl Target {
         Ok(())
     }
 
+    /// Forgets a session that is not needed any more.
+    pub async fn forget(&self, session: &str) {
+        if let Self::Grpc(gateway) = self {
+            gateway.forget(session).await;
+        }
+    }
+
     /// What prompts are to be made of. Words are counted by asking twice: the server's own count of more words less that
     /// of fewer leaves its template out.
     ///
@@ -240,7 +257,11 @@ impl Target {
                 Some("the server does not count the prompt's tokens: prompt lengths are words".to_owned()),
             ),
         };
-        let material = if plan.form == Form::Text { Material::Text(words) } else { Material::Chat(words) };
+        let material = match plan.form {
+            Form::Text => Material::Text(words),
+            Form::Session => Material::Session(words),
+            Form::Chat | Form::Ids => Material::Chat(words),
+        };
         Ok((material, note))
     }
 
@@ -248,7 +269,7 @@ impl Target {
     async fn count(&self, form: Form, words: u32) -> Result<Option<u32>, LoadError> {
         let content = Words { tokens_per_word: 1.0 }.write(&mut Random::of(u64::from(words), &[]), words);
         let prompt = match form {
-            Form::Chat => Prompt::Chat(vec![Message { role: "user", content }]),
+            Form::Chat | Form::Session => Prompt::Chat(vec![Message { role: "user", content }]),
             Form::Ids | Form::Text => Prompt::Text(content),
         };
         let meter = Meter::default();

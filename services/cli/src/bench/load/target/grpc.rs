@@ -13,7 +13,8 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::{Answer, Failed, FailureKind, Listener, Prompt, Request, TargetPlan, Usage, innermost};
+use super::session::Sessions;
+use super::{Answer, Failed, FailureKind, Listener, Message, Prompt, Request, TargetPlan, Usage, innermost};
 use crate::bench::load::LoadError;
 use crate::bench::load::terms::Terms;
 
@@ -26,7 +27,7 @@ const MOST_CONNECTIONS: usize = 16;
 #[derive(Debug)]
 pub struct Gateway {
     /// Used in turn.
-    connections: Vec<InferenceClient<Channel>>,
+    connections: Vec<Channel>,
     next: AtomicUsize,
     model: v1::Model,
     sampling: Sampling,
@@ -46,11 +47,11 @@ impl Gateway {
         let mut connections = Vec::new();
         for _ in 0..plan.most_at_once.div_ceil(STREAMS).clamp(1, MOST_CONNECTIONS) {
             let channel = endpoint.connect().await.map_err(|error| unreachable(innermost(&error)))?;
-            connections.push(InferenceClient::new(channel));
+            connections.push(channel);
         }
         let mut models = Vec::new();
-        if let Some(client) = connections.first_mut() {
-            let listed = client.list_models(ListModelsRequest {}).await;
+        if let Some(channel) = connections.first() {
+            let listed = InferenceClient::new(channel.clone()).list_models(ListModelsRequest {}).await;
             models = listed.map_err(|status| unreachable(failed(status).message))?.into_inner().models;
         }
         let wanted = |model: &v1::Model| plan.model.as_ref().is_none_or(|name| *name == model.name);
@@ -87,47 +88,69 @@ impl Gateway {
 
     /// Asks and listens to the end.
     pub async fn ask(&self, request: Request, listener: &mut Listener<'_>) -> Result<(), Failed> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len().max(1);
-        let Some(client) = self.connections.get(turn) else {
-            return Err(Failed::new(FailureKind::Connection, "there is no connection"));
+        let channel = self.connection()?;
+        let request = match request.prompt {
+            Prompt::Session { id, messages } => {
+                let stopping = self.stopping(request.max_tokens);
+                return self.sessions(channel).ask(id, messages, stopping, listener).await;
+            }
+            _ => self.labelled(self.request(request)),
         };
-        let mut request = tonic::Request::new(self.request(request));
-        if let Some(tenant) = &self.tenant {
-            request.metadata_mut().insert(TENANT_HEADER, tenant.clone());
-        }
-        let stream = client.clone().generate(request).await;
+        let stream = InferenceClient::new(channel).generate(request).await;
         let mut stream = stream.map_err(failed)?.into_inner();
         while let Some(message) = stream.message().await.map_err(failed)? {
             match message.event {
-                Some(Event::Delta(delta)) => {
-                    listener.tokens(u32::try_from(delta.token_ids.len()).unwrap_or(u32::MAX));
-                    let Answer { ids, text, .. } = &mut listener.answer;
-                    ids.extend(delta.token_ids);
-                    text.push_str(&delta.text);
-                }
+                Some(Event::Delta(delta)) => listener.delta(delta),
                 Some(Event::Finished(finished)) => {
-                    listener.answer.usage = finished.usage.map(|usage| Usage {
-                        prompt_tokens: usage.prompt_tokens,
-                        completion_tokens: usage.completion_tokens,
-                        cached_tokens: usage.cached_tokens,
-                    });
+                    listener.finished(&finished);
                     return Ok(());
                 }
                 Some(Event::Started(_)) | None => {}
             }
         }
-        Err(Failed::new(FailureKind::BrokenOff, "the gateway closed the stream before the answer's end"))
+        Err(broken_off())
+    }
+
+    /// Forgets a session. It is kept where that fails, which spoils nothing that is measured.
+    pub async fn forget(&self, session: &str) {
+        if let Ok(channel) = self.connection() {
+            self.sessions(channel).forget(session).await;
+        }
+    }
+
+    fn connection(&self) -> Result<Channel, Failed> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len().max(1);
+        let channel = self.connections.get(turn).cloned();
+        channel.ok_or_else(|| Failed::new(FailureKind::Connection, "there is no connection"))
+    }
+
+    fn sessions(&self, channel: Channel) -> Sessions<'_> {
+        Sessions::new(self, channel)
+    }
+
+    /// A message with the tenant's name.
+    pub(super) fn labelled<M>(&self, message: M) -> tonic::Request<M> {
+        let mut request = tonic::Request::new(message);
+        if let Some(tenant) = &self.tenant {
+            request.metadata_mut().insert(TENANT_HEADER, tenant.clone());
+        }
+        request
+    }
+
+    /// How answers are drawn, and with which priority.
+    pub(super) fn manner(&self) -> (Sampling, Option<i32>) {
+        (self.sampling.clone(), self.terms.priority)
+    }
+
+    fn stopping(&self, max_tokens: u32) -> Stopping {
+        Stopping { max_tokens: Some(max_tokens), ignore_eos: self.ignore_eos, ..Stopping::default() }
     }
 
     fn request(&self, request: Request) -> GenerateRequest {
         let prompt = match request.prompt {
             Prompt::Ids(ids) => Asked::TokenIds(TokenIds { ids }),
             Prompt::Text(text) => Asked::Text(text),
-            Prompt::Chat(messages) => {
-                let message = |message: super::Message| v1::Message {
-                    role: message.role.to_owned(),
-                    content: message.content,
-                };
+            Prompt::Chat(messages) | Prompt::Session { messages, .. } => {
                 Asked::Chat(Chat { messages: messages.into_iter().map(message).collect() })
             }
         };
@@ -135,11 +158,7 @@ impl Gateway {
             model: self.model.name.clone(),
             prompt: Some(prompt),
             sampling: Some(self.sampling.clone()),
-            stopping: Some(Stopping {
-                max_tokens: Some(request.max_tokens),
-                ignore_eos: self.ignore_eos,
-                ..Stopping::default()
-            }),
+            stopping: Some(self.stopping(request.max_tokens)),
             priority: self.terms.priority,
             timeout: self.terms.timeout(),
             bypass_cache: self.terms.bypass_cache,
@@ -148,7 +167,36 @@ impl Gateway {
     }
 }
 
-fn failed(status: Status) -> Failed {
+/// As it goes over the wire.
+pub(super) fn message(message: Message) -> v1::Message {
+    v1::Message { role: message.role.to_owned(), content: message.content }
+}
+
+pub(super) fn broken_off() -> Failed {
+    Failed::new(FailureKind::BrokenOff, "the gateway closed the stream before the answer's end")
+}
+
+impl Listener<'_> {
+    /// More of a gateway's answer.
+    pub(super) fn delta(&mut self, delta: v1::Delta) {
+        self.tokens(u32::try_from(delta.token_ids.len()).unwrap_or(u32::MAX));
+        let Answer { ids, text, .. } = &mut self.answer;
+        ids.extend(delta.token_ids);
+        text.push_str(&delta.text);
+    }
+
+    /// Its end.
+    pub(super) fn finished(&mut self, finished: &v1::Finished) {
+        self.answer.usage = finished.usage.map(|usage| Usage {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            cached_tokens: usage.cached_tokens,
+        });
+    }
+}
+
+/// The failure that a status tells.
+pub(super) fn failed(status: Status) -> Failed {
     // A broken connection has no row in the gateway's table.
     if status.code() == Code::Unknown {
         return Failed::new(FailureKind::Connection, innermost(&status));

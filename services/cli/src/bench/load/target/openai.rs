@@ -103,7 +103,9 @@ impl Server {
         let (path, name, prompt) = match request.prompt {
             Prompt::Ids(ids) => ("completions", "prompt", json!(ids)),
             Prompt::Text(text) => ("completions", "prompt", json!(text)),
-            Prompt::Chat(messages) => ("chat/completions", "messages", json!(messages)),
+            Prompt::Chat(messages) | Prompt::Session { messages, .. } => {
+                ("chat/completions", "messages", json!(messages))
+            }
         };
         body.insert(name.to_owned(), prompt);
         let post = self.client.post(format!("{}/{path}", self.base)).json(&body);
