@@ -6,7 +6,8 @@ use tokio::sync::Notify;
 
 use crate::scheduler::SequenceId;
 
-/// Sequences whose readers are gone. Bounded by the requests there are: each is named at most once.
+/// Sequences whose readers are gone. Bounded by the requests there are: each is named by its reader at most once, and by whoever
+/// cannot tell it something.
 #[derive(Clone, Debug, Default)]
 pub struct Cancelled {
     shared: Arc<Shared>,

@@ -154,7 +154,7 @@ impl Desk {
     fn drop_unread(&mut self, unread: impl IntoIterator<Item = SequenceId>) {
         for sequence in unread {
             self.scheduler.end(sequence);
-            self.requests.remove(sequence);
+            self.requests.drop_unread(sequence);
         }
     }
 

@@ -159,9 +159,10 @@ impl<'d> Epoch<'d> {
         Ok(sent)
     }
 
-    /// Sleeps only where no card is about to wait.
+    /// Sleeps only where no card is about to wait; where nothing is under way, time is nobody's.
     fn stay_awake(&mut self) {
         if self.flights.is_empty() {
+            self.pace.idle();
             self.awake = None;
         } else if self.awake.is_none() {
             self.awake = self.wakefulness.as_ref().map(Wakefulness::guard);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use asterism_proto::shard::v1::{Span, StepPlan, StepReport};
 
 use super::pace::Way;
-use crate::scheduler::{SequenceId, StepId};
+use crate::scheduler::{RunId, StepId};
 
 /// All steps under way, oldest first.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub struct Flights {
 #[derive(Debug)]
 struct Flight {
     step: StepId,
-    /// (sequence, position) of each row whose evidence is wanted, in the order of the plan.
-    wanted: Vec<(SequenceId, u32)>,
+    /// (run, position) of each row whose evidence is wanted, in the order of the plan.
+    wanted: Vec<(RunId, u32)>,
     rows: u32,
     /// Whether it holds decode rows alone: all have evidence.
     decodes: bool,

@@ -132,14 +132,20 @@ pub async fn run(store: Arc<dyn Store>, waiting: Arc<Waiting>, cancelled: Cancel
             return;
         }
         entries.retain(|entry| !entry.answer.is_broken());
-        let tokens: Vec<_> = entries.iter_mut().filter_map(|entry| entry.tokens.take()).collect();
+        let mut tokens = Vec::with_capacity(entries.len());
+        let needed: Vec<bool> = entries
+            .iter_mut()
+            .map(|entry| entry.tokens.take().map(|appended| tokens.push(appended)).is_some())
+            .collect();
         let turns = tokens.len();
         let written = if turns == 0 { Ok(Vec::new()) } else { store.append(tokens).await };
         if let Err(error) = &written {
             tracing::error!(%error, turns, "tokens could not be journaled: their answers are broken off");
         }
-        for Entry { sequence, answer, turn, events, .. } in entries {
-            let told = match broken(&written, turn) {
+        for (Entry { sequence, answer, turn, events, .. }, needed) in entries.into_iter().zip(needed) {
+            // An end whose tokens were all written before stands.
+            let failed = written.is_ok() || needed || answer.is_broken();
+            let told = match failed.then(|| broken(&written, turn)).flatten() {
                 None => tell(&answer, events),
                 Some(failure) => {
                     answer.break_off(failure);

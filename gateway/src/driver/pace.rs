@@ -42,6 +42,11 @@ impl PaceMeter {
         self.evidence = Some(now);
     }
 
+    /// No step is under way, and nothing can be planned: what comes next is no answer to evidence.
+    pub fn idle(&mut self) {
+        self.evidence = None;
+    }
+
     /// A plan with rows went out.
     pub fn planned(&mut self, now: Instant) {
         if let Some(evidence) = self.evidence.take() {
@@ -94,6 +99,9 @@ mod tests {
         meter.evidence(start);
         meter.planned(start + ms(8));
         meter.planned(start + ms(800)); // Not an answer to evidence.
+        meter.evidence(start + ms(900));
+        meter.idle();
+        meter.planned(start + ms(60_000)); // Nor this.
         let way = Way { rows: 1, total: ms(10), busy: ms(10), slowest: ms(10), decodes: true, alone: true };
         assert_eq!(meter.wait(way), Some(ms(11)));
         assert_eq!(meter.wait(Way { alone: false, ..way }), Some(ms(10)), "others hide it");

@@ -63,6 +63,8 @@ pub struct Request {
     answer: AnswerSender,
     /// If its tokens are journaled.
     journal: Option<Place>,
+    /// Its tokens in [`Requests::unwritten`].
+    unwritten: u32,
 }
 
 /// What becomes of a sequence after a token.
@@ -81,8 +83,12 @@ pub struct Requests {
     by_id: HashMap<String, SequenceId>,
     last: SequenceId,
     cancelled: Cancelled,
-    /// What readers are to get, once the next step is on its way.
+    /// Drawn tokens that are written once the next step is on its way: whether another follows is known without their text.
+    unwritten: Vec<(SequenceId, Token)>,
+    /// What readers are to get then.
     unsent: Vec<Unsent>,
+    /// Sequences that nobody will read on.
+    unread: Vec<SequenceId>,
     metrics: Arc<Metrics>,
     /// The same, of journaled answers.
     batch: Batch,
@@ -109,7 +115,9 @@ impl Requests {
             by_id: HashMap::new(),
             last: 0,
             cancelled: Cancelled::default(),
+            unwritten: Vec::new(),
             unsent: Vec::new(),
+            unread: Vec::new(),
             batch: Batch::new(),
             journal: None,
             metrics,
@@ -162,7 +170,7 @@ impl Requests {
         top_k: u32,
     ) -> AnswerStream {
         let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
-        record.queued(&new.id, prompt_tokens);
+        record.queued(&new.id, prompt_tokens, new.given.len());
         let started = v1::Started {
             request_id: new.id.clone(),
             model: new.model,
@@ -181,6 +189,7 @@ impl Requests {
             writer: new.writer,
             answer: sender,
             journal: new.journal.map(|turn| Place { turn, tokens }),
+            unwritten: 0,
         };
         self.by_id.insert(new.id, sequence);
         self.by_sequence.insert(sequence, request);
@@ -192,6 +201,15 @@ impl Requests {
         let request = self.by_sequence.remove(&sequence)?;
         self.by_id.remove(&request.id);
         Some(request)
+    }
+
+    /// Forgets a request that nobody reads on. One that was broken off is none that its caller left.
+    pub fn drop_unread(&mut self, sequence: SequenceId) {
+        if let Some(mut request) = self.remove(sequence)
+            && request.answer.is_broken()
+        {
+            request.record.broken_off();
+        }
     }
 
     /// Notes whose first rows are in a step that goes out.
@@ -208,11 +226,35 @@ impl Requests {
         }
     }
 
-    /// Writes a drawn token for its reader, who gets it with the next [`Requests::flush`]: what a card waits for goes
-    /// first. A request that is over with it is forgotten.
+    /// Takes a drawn token for its reader, who gets it with the next [`Requests::flush`]: what a card waits for goes first. A
+    /// request that is over with it is forgotten.
     pub fn deliver(&mut self, sequence: SequenceId, token: Token) -> Delivered {
         let Some(request) = self.by_sequence.get_mut(&sequence) else { return Delivered::Over };
         self.drawn += 1;
+        self.drawing_since.get_or_insert_with(Instant::now);
+        if request.writer.continues(token.id, request.unwritten) {
+            request.unwritten += 1;
+            self.unwritten.push((sequence, token));
+            return Delivered::Continues;
+        }
+        self.write_drawn();
+        self.write(sequence, token)
+    }
+
+    /// Writes what was drawn and is not written yet.
+    fn write_drawn(&mut self) {
+        let mut drawn = std::mem::take(&mut self.unwritten);
+        for (sequence, token) in drawn.drain(..) {
+            self.write(sequence, token);
+        }
+        self.unwritten = drawn;
+    }
+
+    /// Writes a token.
+    fn write(&mut self, sequence: SequenceId, token: Token) -> Delivered {
+        // A request whose reader left meanwhile is gone.
+        let Some(request) = self.by_sequence.get_mut(&sequence) else { return Delivered::Over };
+        request.unwritten = 0;
         request.record.token(*self.drawing_since.get_or_insert_with(Instant::now));
         let logprobs = token.logprobs.map(|logprobs| {
             let told = |(token_id, logprob)| v1::Logprob {
@@ -247,7 +289,14 @@ impl Requests {
 
     /// Hands readers what was written for them, and returns the sequences that nobody will read on: their readers are gone, or
     /// too slow and were told so.
+    #[must_use]
     pub fn flush(&mut self) -> Vec<SequenceId> {
+        self.hand_over();
+        std::mem::take(&mut self.unread)
+    }
+
+    fn hand_over(&mut self) {
+        self.write_drawn();
         if self.drawing_since.take().is_some() {
             self.metrics.generation_tokens.inc_by(std::mem::take(&mut self.drawn));
         }
@@ -256,17 +305,16 @@ impl Requests {
         {
             journal.put(&mut self.batch);
         }
-        let mut unread = Vec::new();
         for Unsent { sequence, answer, event } in self.unsent.drain(..) {
             if answer.send(event).is_err() {
-                unread.push(sequence);
+                self.unread.push(sequence);
             }
         }
-        unread
     }
 
     /// Ends a request with what it has, at its caller's wish.
     pub fn abort(&mut self, sequence: SequenceId) {
+        self.write_drawn();
         if let Some(mut request) = self.remove(sequence) {
             let written = request.writer.abort();
             if let Some(finished) = &written.finished {
@@ -278,6 +326,7 @@ impl Requests {
 
     /// Ends a request with a failure.
     pub fn fail(&mut self, sequence: SequenceId, failure: Failure) {
+        self.write_drawn();
         if let Some(mut request) = self.remove(sequence) {
             request.record.failed(&failure);
             self.end(sequence, request, vec![Err(failure)]);
@@ -289,9 +338,9 @@ impl Requests {
         let answer = request.answer;
         if let Some(Place { turn, .. }) = request.journal {
             self.batch.push(Entry { sequence, answer, turn, tokens: None, events });
-            self.flush();
+            self.hand_over();
         } else {
-            self.flush();
+            self.hand_over();
             // A reader that is gone needs no end.
             journal::tell(&answer, events);
         }

@@ -55,8 +55,16 @@ impl Writer {
     /// Its sequence begins, or begins again, with so many tokens cached.
     pub fn begins(&mut self, cached_tokens: u32) {
         if !std::mem::replace(&mut self.has_begun, true) {
-            self.usage.cached_tokens = cached_tokens;
+            // A turn that goes on finds tokens of its answer too.
+            self.usage.cached_tokens = cached_tokens.min(self.usage.prompt_tokens);
         }
+    }
+
+    /// Whether another token follows this one, which comes after `ahead` that are not taken in yet, whatever its text is. False
+    /// also where the text may end the answer.
+    pub fn continues(&self, id: u32, ahead: u32) -> bool {
+        let count = self.usage.completion_tokens.saturating_add(ahead).saturating_add(1);
+        self.stops.strings.is_empty() && !self.stops.ids.contains(&id) && count < self.stops.max_tokens
     }
 
     /// Takes the next token in. Nothing may follow once the answer has finished.
@@ -135,6 +143,18 @@ mod tests {
         assert_eq!(finished.reason(), v1::FinishReason::Length);
         let usage = v1::Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 2 };
         assert_eq!(finished.usage, Some(usage));
+    }
+
+    #[test]
+    fn what_follows_is_known_before_the_text() {
+        let mut writer = writer(&[8], 3);
+        assert!(writer.continues(7, 0) && writer.continues(7, 1) && !writer.continues(7, 2));
+        assert!(!writer.continues(8, 0), "an id that ends it");
+        writer.token(7, None);
+        assert!(writer.continues(7, 0) && !writer.continues(7, 1));
+        let scanner = StopStrings::new(&["x".to_owned()]).unwrap();
+        let stops = Stops { ids: Vec::new(), strings: vec!["x".to_owned()], scanner, max_tokens: 3 };
+        assert!(!Writer::new(Decoder::silent(), stops, 3).continues(7, 0), "its text may end it");
     }
 
     #[test]

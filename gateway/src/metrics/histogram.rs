@@ -15,16 +15,25 @@ pub struct Histogram {
     bounds: &'static [f64],
     /// One for each bound and one for what lies above them all.
     counts: Box<[AtomicU64]>,
-    /// In [`Histogram::SCALE`]ths of a unit: seconds to the nanosecond.
+    /// In parts of a unit, `scale` of them.
     sum: AtomicU64,
+    scale: f64,
 }
 
 impl Histogram {
-    const SCALE: f64 = 1e9;
+    /// Of seconds, to the nanosecond, with no values yet; `bounds` ascend.
+    pub fn of_seconds(bounds: &'static [f64]) -> Self {
+        Self::new(bounds, 1e9)
+    }
 
-    /// With no values yet; `bounds` ascend.
-    pub fn new(bounds: &'static [f64]) -> Self {
+    /// Of whole numbers, with no values yet; `bounds` ascend.
+    pub fn of_counts(bounds: &'static [f64]) -> Self {
+        Self::new(bounds, 1.0)
+    }
+
+    fn new(bounds: &'static [f64], scale: f64) -> Self {
         Self {
+            scale,
             bounds,
             counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
             sum: AtomicU64::new(0),
@@ -36,7 +45,7 @@ impl Histogram {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         if let Some(count) = self.counts.get(bucket) {
             count.fetch_add(1, Ordering::Relaxed);
-            self.sum.fetch_add((value * Self::SCALE) as u64, Ordering::Relaxed);
+            self.sum.fetch_add((value * self.scale) as u64, Ordering::Relaxed);
         }
     }
 
@@ -47,7 +56,7 @@ impl Histogram {
 
     /// Their sum.
     pub fn sum(&self) -> f64 {
-        self.sum.load(Ordering::Relaxed) as f64 / Self::SCALE
+        self.sum.load(Ordering::Relaxed) as f64 / self.scale
     }
 }
 
@@ -75,12 +84,21 @@ mod tests {
 
     #[test]
     fn a_value_counts_at_the_least_bound_that_is_not_below_it() {
-        let histogram = Histogram::new(&[0.5, 1.0, 2.0]);
+        let histogram = Histogram::of_seconds(&[0.5, 1.0, 2.0]);
         for value in [0.0, 0.5, 0.75, 2.0, 2.5, 1e6] {
             histogram.observe(value);
         }
         let counts: Vec<u64> = histogram.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
         assert_eq!(counts, [2, 1, 1, 2]);
         assert_eq!((histogram.count(), histogram.sum()), (6, 1_000_005.75));
+    }
+
+    #[test]
+    fn a_sum_of_counts_has_room_for_years() {
+        let histogram = Histogram::of_counts(&[1.0]);
+        for _ in 0..3 {
+            histogram.observe(1e10);
+        }
+        assert_eq!((histogram.count(), histogram.sum()), (3, 3e10));
     }
 }

@@ -137,7 +137,11 @@ impl Metrics {
         names.own("generation_tokens", "Tokens drawn", &generation_tokens);
         let ended = Endings::named(&mut names);
         names.own("request_failure", "Requests that were refused or failed, by the reason told", &failed);
-        let step_rows = names.histogram("iteration_tokens_total", "Rows of each step", bounds::STEP_ROWS);
+        let step_rows = names.histogram(
+            "iteration_tokens_total",
+            "Rows of each step",
+            Histogram::of_counts(bounds::STEP_ROWS),
+        );
         let seen = Seen::named(&mut names);
         let sessions = SessionMetrics::named(&mut names);
         names.prefixed().register_collector(Box::new(stages.clone()));
@@ -198,47 +202,47 @@ impl RequestTimes {
             first_token: names.histogram_for_autoscalers(
                 "time_to_first_token_seconds",
                 "From a request's arrival to its first token",
-                bounds::FIRST_TOKEN,
+                Histogram::of_seconds(bounds::FIRST_TOKEN),
             ),
             inter_token: names.histogram_for_autoscalers(
                 "inter_token_latency_seconds",
                 "Between two tokens of a request",
-                bounds::INTER_TOKEN,
+                Histogram::of_seconds(bounds::INTER_TOKEN),
             ),
             end_to_end: names.histogram(
                 "e2e_request_latency_seconds",
                 "From a request's arrival to its last token",
-                bounds::REQUEST,
+                Histogram::of_seconds(bounds::REQUEST),
             ),
             queue: names.histogram(
                 "request_queue_time_seconds",
                 "From a request's arrival to the plan of its first rows",
-                bounds::REQUEST,
+                Histogram::of_seconds(bounds::REQUEST),
             ),
             prefill: names.histogram(
                 "request_prefill_time_seconds",
                 "From the plan of a request's first rows to its first token",
-                bounds::REQUEST,
+                Histogram::of_seconds(bounds::REQUEST),
             ),
             decode: names.histogram(
                 "request_decode_time_seconds",
                 "From a request's first token to its last",
-                bounds::REQUEST,
+                Histogram::of_seconds(bounds::REQUEST),
             ),
             inference: names.histogram(
                 "request_inference_time_seconds",
                 "From the plan of a request's first rows to its last token",
-                bounds::REQUEST,
+                Histogram::of_seconds(bounds::REQUEST),
             ),
             prompt_tokens: names.histogram_for_autoscalers(
                 "request_prompt_tokens",
                 "Tokens of a finished request's prompt",
-                bounds::REQUEST_TOKENS,
+                Histogram::of_counts(bounds::REQUEST_TOKENS),
             ),
             generation_tokens: names.histogram_for_autoscalers(
                 "request_generation_tokens",
                 "Tokens of a finished request's answer",
-                bounds::REQUEST_TOKENS,
+                Histogram::of_counts(bounds::REQUEST_TOKENS),
             ),
         }
     }
@@ -276,7 +280,11 @@ impl Seen {
     fn named(names: &mut Names) -> Self {
         let seen = Self::default();
         names.for_autoscalers("num_requests_running", "Requests that were admitted", &seen.running);
-        names.for_autoscalers("num_requests_waiting", "Requests that wait for admission", &seen.waiting);
+        names.for_autoscalers(
+            "num_requests_waiting",
+            "Requests that wait for admission, the interrupted ones too",
+            &seen.waiting,
+        );
         names.for_autoscalers(
             "kv_cache_usage_perc",
             "Part of the KV blocks that is held; 1 is all",
@@ -288,7 +296,7 @@ impl Seen {
             &seen.cache_config,
         );
         names.own("num_tokens_waiting", "Tokens of waiting prompts and answers", &seen.waiting_tokens);
-        names.own("num_requests_replaying", "Interrupted requests that wait to go on", &seen.replaying);
+        names.own("num_requests_replaying", "Interrupted requests among those that wait", &seen.replaying);
         names.own("kv_cache_blocks", "Blocks of KV by their state", &seen.blocks);
         names.own("steps_in_flight", "Steps sent and not yet reported by every stage", &seen.steps_in_flight);
         names.own("groups", "Into how many groups decoding requests are spread", &seen.groups);
@@ -308,7 +316,7 @@ impl Seen {
     fn set(&self, loads: &Loads) {
         let used = loads.blocks.saturating_sub(loads.free_blocks);
         self.running.set(i64::from(loads.prefilling + loads.decoding));
-        self.waiting.set(i64::from(loads.waiting));
+        self.waiting.set(i64::from(loads.waiting + loads.replaying));
         self.waiting_tokens.set(i64::try_from(loads.waiting_tokens).unwrap_or(i64::MAX));
         self.replaying.set(i64::from(loads.replaying));
         self.usage.set(f64::from(used) / f64::from(loads.blocks.max(1)));
@@ -356,19 +364,14 @@ impl Names {
         self.0.register(format!("vllm:{name}"), help, metric.clone());
     }
 
-    fn histogram(&mut self, name: &str, help: &str, bounds: &'static [f64]) -> Arc<Histogram> {
-        let histogram = Arc::new(Histogram::new(bounds));
+    fn histogram(&mut self, name: &str, help: &str, histogram: Histogram) -> Arc<Histogram> {
+        let histogram = Arc::new(histogram);
         self.own(name, help, &Shown(Arc::clone(&histogram)));
         histogram
     }
 
-    fn histogram_for_autoscalers(
-        &mut self,
-        name: &str,
-        help: &str,
-        bounds: &'static [f64],
-    ) -> Arc<Histogram> {
-        let histogram = Arc::new(Histogram::new(bounds));
+    fn histogram_for_autoscalers(&mut self, name: &str, help: &str, histogram: Histogram) -> Arc<Histogram> {
+        let histogram = Arc::new(histogram);
         self.for_autoscalers(name, help, &Shown(Arc::clone(&histogram)));
         histogram
     }

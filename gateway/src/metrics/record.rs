@@ -8,8 +8,8 @@ use asterism_proto::{Failure, v1};
 
 use super::{Failed, Metrics};
 
-/// What is noted of a request on its way. It travels with the request; dropping it before an end is told ends its spans as
-/// cancelled, as its caller then went away.
+/// What is noted of a request on its way. It travels with the request; dropping it before an end is told counts an
+/// abort and ends its spans as cancelled, as its caller then went away.
 #[derive(Debug)]
 pub struct RequestRecord {
     metrics: Arc<Metrics>,
@@ -19,6 +19,8 @@ pub struct RequestRecord {
     last_token: Option<Instant>,
     /// Of a request that is traced.
     spans: Option<Spans>,
+    /// Its end was told.
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -26,7 +28,6 @@ struct Spans {
     request: Span,
     /// While it waits.
     queue: Option<Span>,
-    over: bool,
 }
 
 impl RequestRecord {
@@ -34,7 +35,7 @@ impl RequestRecord {
     pub fn arrived(metrics: &Arc<Metrics>, caller: &TraceContext) -> Self {
         let spans = metrics.tracer.start("request", Part::Served, caller).map(|mut request| {
             request.set("gen_ai.operation.name", "text_completion");
-            Spans { request, queue: None, over: false }
+            Spans { request, queue: None }
         });
         let (planned, first_token, last_token) = (None, None, None);
         Self {
@@ -44,12 +45,16 @@ impl RequestRecord {
             first_token,
             last_token,
             spans,
+            over: false,
         }
     }
 
     /// Its prompt was taken in under an id, and waits.
-    pub fn queued(&mut self, id: &str, prompt_tokens: u32) {
-        self.metrics.prompt_tokens.inc_by(u64::from(prompt_tokens));
+    /// With `given` tokens of its answer it goes on, and its prompt was counted before.
+    pub fn queued(&mut self, id: &str, prompt_tokens: u32, given: usize) {
+        if given == 0 {
+            self.metrics.prompt_tokens.inc_by(u64::from(prompt_tokens));
+        }
         if let Some(spans) = &mut self.spans {
             spans.request.set("gen_ai.request.id", id.to_owned());
             spans.request.set("gen_ai.usage.input_tokens", i64::from(prompt_tokens));
@@ -87,30 +92,41 @@ impl RequestRecord {
 
     /// Its answer is over.
     pub fn finished(&mut self, finished: &v1::Finished) {
-        let (times, end) = (&self.metrics.times, self.last_token.unwrap_or(self.arrived));
+        self.over = true;
+        let times = &self.metrics.times;
         let (reason, ended) = self.metrics.ended.of(finished.reason());
         ended.inc();
         let usage = finished.usage.unwrap_or_default();
-        times.end_to_end.observe(seconds(self.arrived, end));
-        times.inference.observe(seconds(self.planned.unwrap_or(end), end));
-        times.decode.observe(seconds(self.first_token.unwrap_or(end), end));
+        // One that was stopped before has no times.
+        if let (Some(first), Some(end)) = (self.first_token, self.last_token) {
+            times.end_to_end.observe(seconds(self.arrived, end));
+            times.inference.observe(seconds(self.planned.unwrap_or(first), end));
+            times.decode.observe(seconds(first, end));
+        }
         times.prompt_tokens.observe(f64::from(usage.prompt_tokens));
         times.generation_tokens.observe(f64::from(usage.completion_tokens));
         if let Some(spans) = &mut self.spans {
             spans.request.set("gen_ai.response.finish_reasons", reason);
             spans.request.set("gen_ai.usage.output_tokens", i64::from(usage.completion_tokens));
             spans.request.set("gen_ai.usage.cache_read.input_tokens", i64::from(usage.cached_tokens));
-            spans.over = true;
         }
     }
 
     /// It was refused, or its answer breaks off.
     pub fn failed(&mut self, failure: &Failure) {
+        self.over = true;
         let reason = failure.reason.name();
         self.metrics.failed.get_or_create(&Failed { reason }).inc();
         if let Some(spans) = &mut self.spans {
             spans.request.fail(reason);
-            spans.over = true;
+        }
+    }
+
+    /// Its answer goes on as another request.
+    pub fn broken_off(&mut self) {
+        self.over = true;
+        if let Some(spans) = &mut self.spans {
+            spans.request.fail("UNAVAILABLE");
         }
     }
 
@@ -122,9 +138,12 @@ impl RequestRecord {
 
 impl Drop for RequestRecord {
     fn drop(&mut self) {
-        if let Some(spans) = &mut self.spans
-            && !spans.over
-        {
+        if self.over {
+            return;
+        }
+        // Its reader is gone.
+        self.metrics.ended.of(v1::FinishReason::Aborted).1.inc();
+        if let Some(spans) = &mut self.spans {
             spans.request.fail("CANCELLED");
         }
     }

@@ -116,7 +116,7 @@ fn a_requests_life_is_told_in_its_parts() {
     let mut record = RequestRecord::arrived(&metrics, &Default::default());
     let start = std::time::Instant::now();
     let at = |ms| start + Duration::from_millis(ms);
-    record.queued("id", 7);
+    record.queued("id", 7, 0);
     record.planned(at(100));
     record.planned(at(500)); // A replay is not queued again.
     for ms in [400, 450, 1450] {

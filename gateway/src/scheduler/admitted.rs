@@ -6,7 +6,7 @@ use crate::speculation::Speculator;
 
 /// Epoch ends under a sequence's rows, with no token gained between, after which it is replayed alone, and after which it is
 /// given up.
-const SUSPECT: u32 = 2;
+pub(super) const SUSPECT: u32 = 2;
 const GIVEN_UP: u32 = 3;
 
 #[derive(Debug)]

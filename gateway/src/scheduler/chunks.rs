@@ -27,8 +27,8 @@ const SLOWER: f64 = 4.0;
 /// In so many seconds prompt rows may be in the way in any case: no reader notices.
 const UNNOTICED: f64 = 0.05;
 
-/// Steps with prompt rows that may be in the first stage, or wait for it, while others decode: one that is about to leave it, as
-/// far as its report has not come yet, and the next.
+/// Steps with prompt rows that may be in the first stage, or wait for it, while others decode: one that is about to leave it,
+/// whose report has not come yet, the one that is computed then, and the next.
 pub(super) const CHUNKS_AT_FIRST_STAGE: u32 = 3;
 
 /// What decides a chunk's size.

@@ -295,6 +295,8 @@ impl Scheduler {
         let Some(running) = self.running.get_mut(&sequence) else { return Committed::NotWanted };
         let State::Awaiting(verification) = &mut running.state else { return Committed::NotWanted };
         let (verdict, outcome) = (verification.drawn(id), verification.outcome());
+        let fed = verification.fed();
+        let was_suspect = running.admitted.is_suspect();
         self.queue.charge(running.admitted.sequence.tenant, 1);
         let continues = running.admitted.gain(id);
         match verdict {
@@ -303,6 +305,7 @@ impl Scheduler {
                 running.was_fed(&self.pool, &self.limits.row_kinds);
             }
             Verdict::Over => {
+                debug_assert_eq!(running.fed, fed, "the next span begins there");
                 running.admitted.speculator.verified(outcome);
                 self.clock += 1;
                 running.state = State::Ready { since: self.clock };
@@ -311,6 +314,10 @@ impl Scheduler {
         if !continues {
             self.end(sequence);
             return Committed::Full;
+        }
+        if was_suspect && self.replays.first().is_some_and(Admitted::is_suspect) {
+            // It is cleared, and goes on with all the others once the next has been tried alone.
+            self.preempt(sequence);
         }
         Committed::Continues
     }

@@ -34,7 +34,7 @@ impl Scheduler {
     }
 
     /// Ends a sequence's run, to be replayed later. What its steps under way bring is not wanted any more.
-    fn preempt(&mut self, sequence: SequenceId) {
+    pub(super) fn preempt(&mut self, sequence: SequenceId) {
         if let Some(admitted) = self.end_run(sequence) {
             self.preemptions += 1;
             self.replays.insert(admitted);

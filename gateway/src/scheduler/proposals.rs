@@ -50,6 +50,9 @@ impl Scheduler {
             // What it kept is given back as it goes on.
             slots -= running.slots() - 1;
         }
+        // Whoever is let in needs one. Of many that wait most wait for blocks.
+        let waiting = self.replays.len() + if self.admitting { self.queue.len() } else { 0 };
+        slots = slots.saturating_add(waiting.min((self.limits.logits_slots / 4).max(1)));
         let limits = &self.limits;
         let left = |limit: u32, taken| limit.saturating_sub(taken);
         let left = left(limits.rows, rows)

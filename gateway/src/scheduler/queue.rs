@@ -105,12 +105,12 @@ impl Queue {
         self.next().and_then(|tenant| self.lines.get(&tenant)?.first()).map(|(_, sequence)| sequence)
     }
 
-    /// Takes the first out, and charges its tenant with its prompt.
+    /// Takes the first out, and charges its tenant with the tokens that it brings.
     pub(super) fn pop(&mut self) -> Option<(Turn, NewSequence)> {
         let tenant = self.next()?;
         let (turn, _) = self.lines.get(&tenant)?.first()?;
         let sequence = self.take(tenant, turn)?;
-        self.charge(tenant, sequence.prompt.len() as u64);
+        self.charge(tenant, (sequence.prompt.len() + sequence.given.len()) as u64);
         Some((turn, sequence))
     }
 

@@ -47,7 +47,6 @@
 //! ```text
 //! most = min(rows, evidence rows and logits slots left in the step,
 //!            max_tokens - generated - 1,      // the step itself draws one more than it proposes
-//!            context - p - 1,
 //!            rows that its blocks and the free ones hold beyond p)
 //! proposal = speculator.propose(history, Offer { price: costs.price(decode rows of the step), most })
 //! span     = [t, proposal…] at p, evidence p ..= p + k
@@ -57,16 +56,15 @@
 //! [`Speculator::read`] takes in the ids, so that the first proposal need not read a long prompt at once. The sequence is still in one
 //! step at a time.
 //!
-//! The driver keeps a [`Verification`] for every decode span, with or without a proposal:
+//! It keeps a [`Verification`] for every decode span, with or without a proposal, and tells the driver by it:
 //!
 //! ```text
 //! for each evidence of the report, by its position:
 //!   Wanted::Now   => draw; deliver the token; verification.drawn(id)
 //!   Wanted::Later => keep it: a row before it is being fetched
 //!   Wanted::Never => drop it
-//! Verdict::Holds  => the next position is wanted now
-//! Verdict::Over   => scheduler: fed = verification.fed(), the last token is the next to feed;
-//!                    speculator.verified(verification.outcome())
+//! Verdict::Holds  => the row of the proposed id is one of the text; the next position is wanted now
+//! Verdict::Over   => the last token is the next to feed; speculator.verified(verification.outcome())
 //! ```
 //!
 //! A token that ends the answer (an id, a string, the limit) ends the sequence and the verification with it. Preemption and an

@@ -63,6 +63,7 @@ impl Verification {
     }
 
     /// Whether no more of its evidence is wanted.
+    #[cfg(test)]
     pub fn is_over(&self) -> bool {
         self.over
     }

@@ -16,6 +16,11 @@ use std::process::ExitCode;
 use asterism_process::telemetry::{self, Telemetry};
 use clap::Parser as _;
 
+/// Plans, evidence and events are made on one thread and dropped on another, many for each step while a card waits: what an
+/// allocator of arenas does worst.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Serves large language models as a chain of layer shards under one gateway.
 ///
 /// A shard holds some of a model's layers on one device; the gateway in front of them takes requests over gRPC and the

@@ -112,8 +112,10 @@ impl Shard {
                 Some(address)
             }
         };
+        let mut wakefulness = None;
         if let Address::Tcp(address) = address {
             warn_who_may(address);
+            wakefulness = Some(Wakefulness::of(&runtime));
         }
         let gone = Gone::default();
         let told = Told {
@@ -122,8 +124,8 @@ impl Shard {
             metrics: stage_metrics,
             gone: gone.clone(),
         };
-        let loading =
-            spawn_device(config.clone(), (runtime, peers), told).map_err(io("the device thread"))?;
+        let loading = spawn_device(config.clone(), (runtime, peers, wakefulness), told)
+            .map_err(io("the device thread"))?;
         let ready = tokio::select! {
             () = shutdown.cancelled() => return Err(ShardError::Stopped),
             loaded = loading => loaded.map_err(|_| ShardError::DeviceThread)??,
@@ -191,10 +193,10 @@ struct Told {
 }
 
 /// Starts the thread that loads the stage and then owns its device. Its streams run on `runtime`, to peers that `registry` knows
-/// or that are elsewhere.
+/// or that are elsewhere; it is kept awake while a card's step is under way.
 fn spawn_device(
     config: ShardConfig,
-    (runtime, registry): (Handle, Registry),
+    (runtime, registry, wakefulness): (Handle, Registry, Option<Wakefulness>),
     Told { progress, heart, metrics, gone }: Told,
 ) -> std::io::Result<oneshot::Receiver<Result<(Ready, StartTimes), ShardError>>> {
     let (told, loaded) = oneshot::channel();
@@ -241,7 +243,7 @@ fn spawn_device(
         let (commands, queue) = mpsc::channel::<Command>(COMMAND_QUEUE);
         let description = describe::describe(&config, info, logits_slots);
         let largest = info.max_rows as u64 * info.row_bytes() as u64;
-        let wakefulness = is_ahead(&stage).then(|| Wakefulness::of(&runtime));
+        let wakefulness = wakefulness.filter(|_| is_ahead(&stage));
         let machine = Machine { stage, edges, logits, heart, metrics, runtime, registry, wakefulness };
         if told.send(Ok((Ready { description, largest, commands }, times))).is_ok()
             && let Err(error) = (DeviceThread { machine, room, commands: queue }).run()

@@ -50,7 +50,7 @@ pub struct Machine {
     pub runtime: Handle,
     /// Where neighbours within this process are known.
     pub registry: Registry,
-    /// Of the runtime, where a card would wait for it.
+    /// Of the runtime, where a card would wait for it: not where all that comes is handed over within this process.
     pub wakefulness: Option<Wakefulness>,
 }
 
@@ -279,7 +279,7 @@ impl Reign {
             Some(staged) => staged,
             None => {
                 let received = self.clock.time(Doing::WaitingForInput, || {
-                    let soon = machine.wakefulness.as_ref().and_then(|_| soon(receiver));
+                    let soon = if is_ahead(&machine.stage) { soon(receiver) } else { None };
                     soon.map_or_else(|| machine.runtime.block_on(receiver.receive()), Ok)
                 });
                 let received = received.map_err(|error| Epoch::edge_failure(&error))?;

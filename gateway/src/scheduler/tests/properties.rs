@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::shards::{Drawn, Shards, undisturbed};
 use super::*;
+use crate::scheduler::admitted::SUSPECT;
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -96,6 +97,8 @@ struct World {
     live: BTreeMap<SequenceId, NewSequence>,
     /// Epoch ends under its rows since its latest token.
     strikes: BTreeMap<SequenceId, u32>,
+    /// Those that ran alone, got on, and may have stepped aside for the next that is to run alone.
+    cleared: BTreeSet<SequenceId>,
     late: Vec<Drawn>,
     last: SequenceId,
 }
@@ -108,6 +111,7 @@ impl World {
             shards: Shards::new(limits),
             live: BTreeMap::new(),
             strikes: BTreeMap::new(),
+            cleared: BTreeSet::new(),
             late: Vec::new(),
             last: 0,
         }
@@ -131,8 +135,9 @@ impl World {
         assert!(self.scheduler.loads().waiting <= 6);
     }
 
-    /// Whoever is preempted leaves its blocks to one that goes before it.
-    fn check_preempted(&self, ended: Vec<SequenceId>) {
+    /// Whoever is preempted leaves its blocks to one that goes before it, or the pipeline to a suspect.
+    fn check_preempted(&mut self, mut ended: Vec<SequenceId>) {
+        ended.retain(|id| !self.cleared.remove(id));
         let turn = |id: &SequenceId| self.live.get(id).map(|sequence| (Reverse(sequence.priority), *id));
         for preempted in ended.iter().filter_map(turn) {
             let first = self.shards.running().iter().filter_map(turn).min();
@@ -156,7 +161,14 @@ impl World {
             };
             assert_ne!(committed, Committed::NotWanted, "a live sequence wants its token");
             self.shards.gain(id, token);
-            self.strikes.remove(&id);
+            let is_suspect = |strikes: &u32| *strikes >= SUSPECT;
+            if self.strikes.remove(&id).is_some_and(|it| is_suspect(&it))
+                && self.strikes.values().any(is_suspect)
+            {
+                self.cleared.insert(id);
+            } else {
+                self.cleared.remove(&id);
+            }
             if committed == Committed::Full {
                 let sequence = self.live.remove(&id).expect("a live one");
                 let alone = undisturbed(&sequence.prompt, sequence.max_tokens);
@@ -281,6 +293,7 @@ proptest! {
     fn nobody_starves_while_others_keep_coming(
         limits in any_limits(),
         requests in prop::collection::vec((1u32..40, 1u32..40), 1..12),
+        speculation in prop::sample::select(vec![Speculation::Off, Speculation::Always]),
     ) {
         let mut world = World::new(limits);
         let mut sizes = requests.into_iter().cycle();
@@ -289,7 +302,8 @@ proptest! {
             // As soon as there is room in the queue, the next comes.
             let (prompt, max_tokens) = sizes.next().expect("it never ends");
             world.last += 1;
-            if world.submit(request(world.last, prompt, max_tokens)).is_ok() && first.len() < 8 {
+            let next = NewSequence { speculation, ..request(world.last, prompt, max_tokens) };
+            if world.submit(next).is_ok() && first.len() < 8 {
                 first.push(world.last);
             }
             world.send();

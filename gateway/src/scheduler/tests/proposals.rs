@@ -97,6 +97,28 @@ fn proposals_take_what_a_step_has_left() {
 }
 
 #[test]
+fn proposals_keep_nobody_out() {
+    let limits = Limits { logits_slots: 8, blocks: 60, max_context: 400, ..one_stage() };
+    let mut scheduler = Scheduler::new(limits, QueueLimits { requests: 9, tokens: 1000 });
+    for id in [1, 2] {
+        scheduler.submit(NewSequence { speculation: Speculation::Always, ..repeating(id, 300) }).unwrap();
+    }
+    let go_on = |scheduler: &mut Scheduler| {
+        let step = scheduler.next_step().unwrap();
+        answer(scheduler, &step);
+        step
+    };
+    while scheduler.slots() < limits.logits_slots {
+        go_on(&mut scheduler);
+    }
+    scheduler.submit(request(3, 4, 2)).unwrap();
+    let steps = [go_on(&mut scheduler), go_on(&mut scheduler)];
+    let begins = |step: &Step| step.spans.iter().any(|span| span.sequence == 3);
+    assert!(steps.iter().any(begins), "others leave a row for it");
+    assert_eq!(scheduler.loads().decoding, 3, "while they go on");
+}
+
+#[test]
 fn what_was_accepted_is_found_by_the_next_turn() {
     let mut scheduler = scheduler(one_stage());
     scheduler.submit(NewSequence { bypass_cache: false, ..repeating(1, 39) }).unwrap();
