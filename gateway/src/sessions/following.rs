@@ -29,6 +29,8 @@ pub struct Following {
     token_ids: Vec<u32>,
     /// How many the reader has.
     at: u32,
+    /// It is not the first look.
+    looked: bool,
 }
 
 /// What is found of a turn.
@@ -51,7 +53,7 @@ impl Following {
     /// Of a turn, from a token on.
     pub fn new(sessions: Sessions, tenant: &str, session: SessionId, (turn, from): (&Turn, u32)) -> Self {
         let (tenant, turn) = (tenant.to_owned(), turn.clone());
-        Self { sessions, tenant, session, turn, token_ids: Vec::new(), at: from }
+        Self { sessions, tenant, session, turn, token_ids: Vec::new(), at: from, looked: false }
     }
 
     /// All that comes of it.
@@ -62,6 +64,11 @@ impl Following {
                 Next::Look(following) => following,
                 Next::Rest(mut rest) => return Some((rest.next().await?, Some(Next::Rest(rest)))),
             };
+            if std::mem::replace(&mut following.looked, true)
+                && let Err(failure) = following.pause().await
+            {
+                return Some((Err(failure), None));
+            }
             loop {
                 let mut rest = match following.look().await {
                     Ok(Found::More(Some(news))) => return Some((Ok(news), Some(Next::Look(following)))),
@@ -112,7 +119,7 @@ impl Following {
         }
     }
 
-    /// What was seen and not told.
+    /// What was seen and not told. An answer is replayed from its first token, so not more often than looked.
     fn untold(&mut self) -> Result<Option<News>, Failure> {
         let seen = u32::try_from(self.token_ids.len()).unwrap_or(u32::MAX);
         if seen <= self.at {

@@ -155,6 +155,16 @@ impl Drop for Journal {
     }
 }
 
+/// How a journal is that nobody writes to, for people.
+pub fn told(disk: &dyn Disk) -> String {
+    match read::read(disk) {
+        Ok(read) => {
+            format!("the journal beside it is whole, with {} running turns", read.kept.turns().count())
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
 fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, JournalError> {
     let thread = thread::Builder::new().name(name.to_owned());
     thread.spawn(work).map_err(|error| JournalError::Thread(error.to_string()))

@@ -70,13 +70,18 @@ pub struct Snapshot {
     _database: Arc<Database>,
 }
 
-/// Looks whether all that lies in a disk, called `file`, is whole and understood; it changes nothing.
+/// Looks whether all that lies in a disk, called `file`, is whole and understood; it changes nothing. Where it is not, `journal`
+/// tells how that is.
 ///
 /// # Errors
 /// [`OpenError::Unusable`], [`OpenError::Damaged`], [`OpenError::Newer`].
-pub fn check(file: &str, disk: &Arc<dyn StorageBackend>) -> Result<(), OpenError> {
+pub fn check(
+    file: &str,
+    disk: &Arc<dyn StorageBackend>,
+    journal: impl Fn() -> String,
+) -> Result<(), OpenError> {
     let unusable = |why: String| OpenError::Unusable { file: file.to_owned(), why };
-    let damaged = |why: String| OpenError::Damaged { file: file.to_owned(), why };
+    let damaged = |why: String| OpenError::Damaged { file: file.to_owned(), why, journal: journal() };
     if disk.len().map_err(|error| unusable(error.to_string()))? == 0 {
         return Ok(());
     }

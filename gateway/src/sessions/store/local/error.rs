@@ -18,12 +18,14 @@ pub enum OpenError {
     #[error("{0} is open in another process")]
     InUse(String),
     /// It is not what was written.
-    #[error("{file} is damaged and was left as it is: {why}")]
+    #[error("{file} is damaged and was left as it is: {why}; {journal}")]
     Damaged {
         /// The file.
         file: String,
         /// In what way.
         why: String,
+        /// How the journal beside it is.
+        journal: String,
     },
     /// A later version wrote it.
     #[error("{file} has format {found}; this version knows those up to {known}")]
@@ -35,9 +37,9 @@ pub enum OpenError {
         /// The latest known one.
         known: u64,
     },
-    /// The journal beside it does not open.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
+    /// The journal does not open; the sessions beside it are whole.
+    #[error("{0}; {1} beside it is whole, and nothing was changed")]
+    Journal(JournalError, String),
 }
 
 /// Why a step was not done.

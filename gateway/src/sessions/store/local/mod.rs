@@ -70,8 +70,9 @@ impl LocalStore {
         journal: Arc<dyn journal::Disk>,
     ) -> Result<Self, OpenError> {
         // Before the journal is written to.
-        database::check(file, &records)?;
-        let (journal, recovered) = Journal::open(journal, journal::Settings::default())?;
+        database::check(file, &records, || journal::told(&*journal))?;
+        let opened = Journal::open(journal, journal::Settings::default());
+        let (journal, recovered) = opened.map_err(|error| OpenError::Journal(error, file.to_owned()))?;
         let journal = Arc::new(journal);
         let running = Arc::new(Running::new(Arc::clone(&journal)));
         let (records, still_running) = Records::open(file, records, Box::new(Arc::clone(&running)))?;

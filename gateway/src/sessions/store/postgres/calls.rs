@@ -222,6 +222,10 @@ impl PostgresStore {
         });
         let mut all = Vec::new();
         for row in rows.await? {
+            // One that began here while the claim was under way.
+            if column(&row, "own")? && self.running.has(TurnId(column(&row, "turn")?)) {
+                continue;
+            }
             match rows::claimed(&row) {
                 Ok((claimed, attempt)) => {
                     self.running.claim(claimed.turn.id, claimed.token_ids.clone(), attempt);

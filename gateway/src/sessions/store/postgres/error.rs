@@ -107,7 +107,8 @@ impl Failure {
             "53100" | "25006" => Self::Refused(StoreError::Unwritable(why)),
             // Broken connections, too few resources, a server that goes, a statement that took too long.
             _ if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Self::Lost(why),
-            _ => Self::Refused(StoreError::Damaged(why)),
+            // A disk that fails, rights that were taken away, a pooler that is lost: whoever looks after the server mends it.
+            _ => Self::Away(why),
         }
     }
 }

@@ -65,7 +65,8 @@ impl Gateway {
             return Ok(());
         }
         let id = Uuid::now_v7();
-        query("SELECT register($1)").bind(id).execute(&self.pool).await?;
+        let registered = async { Ok(query("SELECT register($1)").bind(id).execute(&self.pool).await?) };
+        within_a_call(registered).await?;
         *self.id.lock().unwrap_or_else(PoisonError::into_inner) = id;
         tracing::warn!("this gateway was taken for dead: others go on with its turns");
         Ok(())

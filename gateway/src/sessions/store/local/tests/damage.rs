@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use super::database::Opened;
 use super::tables::{ABOUT, FORMAT, FORMAT_KEY};
 use super::*;
-use crate::sessions::store::suite::{everything, talked};
+use crate::sessions::journal::Disk;
+use crate::sessions::store::Appended;
+use crate::sessions::store::suite::{everything, new_turn, talked, turn_id};
 
 /// A store that was closed, and what can be read of it.
 fn closed() -> (Disks, Vec<String>) {
@@ -68,4 +70,33 @@ fn a_later_format_is_told_and_left_as_it_is() {
         other => panic!("{other:?}"),
     }
     assert_eq!(disks.records.bytes(), bytes);
+}
+
+#[test]
+fn what_is_whole_beside_the_damage_is_told() {
+    let disks = Disks::default();
+    block_on(async {
+        let store = disks.open();
+        let id = talked(&*store, 1, &[1]).await;
+        store.begin("t", id, new_turn(2)).await.unwrap();
+        let tokens = Appended { turn: turn_id(2), first: 0, token_ids: vec![7, 8] };
+        store.append(vec![tokens]).await.unwrap();
+    });
+    let told = |disks: Disks| disks.try_open().unwrap_err().to_string();
+
+    let records = OneFile::of(b"not a store".to_vec());
+    let error = told(Disks { records, journal: disks.journal.clone() });
+    assert!(error.starts_with("memory is damaged and was left as it is"), "{error}");
+    assert!(error.ends_with("the journal beside it is whole, with 1 running turns"), "{error}");
+
+    let journal = Folder::default();
+    for file in disks.journal.list().unwrap() {
+        let mut bytes = disks.journal.read(&file).unwrap();
+        // In the first record, which others follow.
+        bytes[20] ^= 1;
+        journal.create(&file).unwrap().append(&bytes).unwrap();
+    }
+    let error = told(Disks { records: disks.records.clone(), journal });
+    assert!(error.contains("the journal is damaged"), "{error}");
+    assert!(error.ends_with("memory beside it is whole, and nothing was changed"), "{error}");
 }

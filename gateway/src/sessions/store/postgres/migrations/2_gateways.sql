@@ -64,35 +64,41 @@ CREATE TYPE claimed AS (
     accepted bytea,
     token_ids integer[],
     attempt bigint,
-    stop boolean
+    stop boolean,
+    -- Whether it ran under the gateway that claims.
+    own boolean
 );
 
 -- Gives up gateways whose lease is over, and takes over what runs under none, or under this one without its knowledge.
 CREATE FUNCTION claim(_gateway uuid, _known uuid[], _most bigint) RETURNS SETOF claimed LANGUAGE plpgsql AS $$
 DECLARE
     _taken uuid[];
+    _own uuid[];
 BEGIN
     -- Here is the fence: it waits for the steps that hold such a row, and steps after it find none. A gateway that could not renew
     -- its own lease a moment ago does not know whether others could.
     DELETE FROM gateways WHERE lease_until < clock_timestamp() AND id <> _gateway
-        AND EXISTS (SELECT FROM gateways WHERE id = _gateway AND since < clock_timestamp() - lease());
+        AND EXISTS (SELECT FROM gateways WHERE id = _gateway
+            AND since < clock_timestamp() - lease() AND lease_until >= clock_timestamp());
     IF NOT holds(_gateway) THEN
         PERFORM refuse('YS008', '{}');
     END IF;
     WITH orphans AS (
-        SELECT r.turn FROM running r
+        SELECT r.turn, r.gateway = _gateway AS own FROM running r
         WHERE NOT EXISTS (SELECT FROM gateways g WHERE g.id = r.gateway)
             OR r.gateway = _gateway AND r.turn <> ALL (_known)
         ORDER BY r.turn LIMIT _most
         FOR UPDATE OF r SKIP LOCKED
     ), taken AS (
-        UPDATE running r SET gateway = _gateway FROM orphans o WHERE r.turn = o.turn RETURNING r.turn
+        UPDATE running r SET gateway = _gateway FROM orphans o WHERE r.turn = o.turn
+        RETURNING r.turn, o.own
     )
-    SELECT array_agg(turn) INTO _taken FROM taken;
+    SELECT array_agg(turn), array_agg(turn) FILTER (WHERE own) INTO _taken, _own FROM taken;
     -- A statement after the fence sees all that was written before it.
     RETURN QUERY
         SELECT t.tenant, t.session, t.id, t.place, t.accepted, told(t.id, 0),
-            coalesce((SELECT max(k.attempt) FROM tokens k WHERE k.turn = t.id), 0), r.stop
+            coalesce((SELECT max(k.attempt) FROM tokens k WHERE k.turn = t.id), 0), r.stop,
+            coalesce(t.id = ANY (_own), false)
         FROM turns t JOIN running r ON r.turn = t.id
         WHERE t.id = ANY (_taken) ORDER BY t.id;
 END $$;
