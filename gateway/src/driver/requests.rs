@@ -287,6 +287,11 @@ impl Requests {
         Delivered::Over
     }
 
+    /// How much waits for [`Requests::flush`].
+    pub fn unflushed(&self) -> usize {
+        self.unwritten.len() + self.unsent.len() + self.batch.len()
+    }
+
     /// Hands readers what was written for them, and returns the sequences that nobody will read on: their readers are gone, or
     /// too slow and were told so.
     #[must_use]
