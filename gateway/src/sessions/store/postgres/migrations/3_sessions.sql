@@ -150,7 +150,7 @@ DECLARE
 BEGIN
     FOR _session IN
         SELECT * FROM sessions WHERE running IS NULL AND updated_ms < _before_ms
-        ORDER BY updated_ms, id LIMIT _most FOR UPDATE SKIP LOCKED
+        ORDER BY updated_ms, id LIMIT _most FOR UPDATE
     LOOP
         PERFORM count_usage(_session.tenant, -1, -keep_first(_session.id, 0));
         DELETE FROM sessions WHERE id = _session.id;
