@@ -132,11 +132,11 @@ pub async fn run(store: Arc<dyn Store>, waiting: Arc<Waiting>, cancelled: Cancel
             return;
         }
         entries.retain(|entry| !entry.answer.is_broken());
-        let mut tokens = Vec::with_capacity(entries.len());
-        let needed: Vec<bool> = entries
-            .iter_mut()
-            .map(|entry| entry.tokens.take().map(|appended| tokens.push(appended)).is_some())
-            .collect();
+        let (mut tokens, mut needed) = (Vec::new(), Vec::with_capacity(entries.len()));
+        for entry in &mut entries {
+            needed.push(entry.tokens.is_some());
+            tokens.extend(entry.tokens.take());
+        }
         let turns = tokens.len();
         let written = if turns == 0 { Ok(Vec::new()) } else { store.append(tokens).await };
         if let Err(error) = &written {

@@ -2,8 +2,9 @@
 
 use asterism_proto::v1;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
-use super::record::{Answer, End, NewTurn, Session, Settings, Turn};
+use super::record::{Answer, End, NewTurn, Session, SessionId, Settings, Turn};
 
 /// A session, as a line.
 pub fn session(session: &Session) -> String {
@@ -15,6 +16,7 @@ pub fn session(session: &Session) -> String {
         "title": title,
         "model": model,
         "checkpoint_id": checkpoint_id,
+        "forked_from": Uuid::from_slice(&settings.forked_from).ok().map(|id| SessionId(id).to_string()),
         "turns": turns,
         "created_ms": created_ms,
         "updated_ms": updated_ms,

@@ -288,6 +288,7 @@ async fn forks_share_their_past_and_go_their_own_way() {
         all.push(serde_json::from_str::<serde_json::Value>(&line.line).unwrap());
     }
     assert_eq!((all.len(), &all[0]["session_id"]), (3, &serde_json::json!(fork.session_id)));
+    assert_eq!(all[0]["forked_from"], serde_json::json!(session.session_id));
     assert_eq!(all[1]["answer"]["token_ids"], serde_json::json!(first.ids));
     assert_eq!(all[2]["messages"][0]["content"], "less");
     sandbox.assert_clean().await;

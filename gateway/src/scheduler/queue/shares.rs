@@ -1,11 +1,11 @@
 //! How much each tenant has been served, for its weight.
 //!
 //! This is the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), with weights:
-//! start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) for work whose length shows only as it is done. Prompt tokens are
-//! charged at admission, tokens of the answer as they are drawn (the last, which nothing follows, is free); the least charged goes next; one that comes back from having
-//! nothing to do starts level with those that wait. So while two tenants both have something waiting, the one that was
-//! served more for its weight is ahead by what its last admission and the answers that then ran have brought it, and by no
-//! more than that, however long it goes on.
+//! start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) for work whose length shows only as it is done. What a request
+//! brings is charged at admission, tokens of the answer as they are drawn (the last, which nothing follows, is free); the least
+//! charged goes next; one that comes back from having nothing to do starts level with those that wait. So while two tenants both
+//! have something waiting, the one that was served more for its weight is ahead by what its last admission and the answers that
+//! then ran have brought it, and by no more than that, however long it goes on.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;

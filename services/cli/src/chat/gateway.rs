@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::time::Duration;
 
+use asterism_gateway::tenants::TENANT_HEADER;
 use asterism_process::channel::{self, Traffic};
 use asterism_proto::v1::inference_client::InferenceClient;
 use asterism_proto::v1::sessions_client::SessionsClient;
@@ -20,8 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two attempts, at first and at most.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Says on whose account a call is made.
-const TENANT_HEADER: &str = "x-asterism-tenant";
 /// So many of the newest conversations have a number.
 pub const LISTED: u32 = 50;
 

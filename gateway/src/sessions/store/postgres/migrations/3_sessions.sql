@@ -1,4 +1,4 @@
--- Counts what a tenant keeps; the last change of a step, as others may wait for its row.
+-- Counts what a tenant keeps; the last change of a step that is about one session, as others may wait for its row.
 CREATE FUNCTION count_usage(_tenant text, _sessions bigint, _bytes bigint) RETURNS void LANGUAGE sql AS $$
     INSERT INTO usage AS u VALUES (_tenant, pg_backend_pid() % 16, _sessions, _bytes)
     ON CONFLICT (tenant, part) DO UPDATE
@@ -85,7 +85,7 @@ BEGIN
     IF _turns > 0 THEN
         INSERT INTO session_turns (session, place, turn)
             SELECT _id, place, turn FROM session_turns WHERE session = _source AND place < _turns;
-        -- In one order everywhere, so that no two steps wait for each other.
+        -- In one order for a session's turns, so that two steps seldom wait for each other; those that do are tried again.
         PERFORM FROM turns t JOIN session_turns s ON s.turn = t.id
             WHERE s.session = _id ORDER BY t.id FOR UPDATE OF t;
         UPDATE turns t SET shared = shared + 1 FROM session_turns s WHERE s.session = _id AND s.turn = t.id;
