@@ -61,6 +61,11 @@ impl Admitted {
         (self.drawn.len() as u64) < u64::from(self.sequence.max_tokens)
     }
 
+    /// Whether its next token is not the last that is wanted.
+    pub(super) fn wants_more_than_one(&self) -> bool {
+        self.drawn.len() as u64 + 1 < u64::from(self.sequence.max_tokens)
+    }
+
     /// An epoch ended under its rows. False: too often; it is given up.
     pub(super) fn strike(&mut self) -> bool {
         self.strikes += 1;

@@ -31,6 +31,9 @@ const UNNOTICED: f64 = 0.05;
 /// whose report has not come yet, the one that is computed then, and the next.
 pub(super) const CHUNKS_AT_FIRST_STAGE: u32 = 3;
 
+/// The same while nobody decodes: the one that is computed, and the next.
+pub(super) const CHUNKS_ALONE: u32 = 2;
+
 /// What decides a chunk's size.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Demand {
@@ -40,9 +43,9 @@ pub(super) struct Demand {
     pub(super) groups: u32,
     /// Prompt rows that are left.
     pub(super) waiting: u32,
-    /// The same with those of the same prompts that are planned.
+    /// The same with those of the same prompts that are planned, and of those that wait for admission.
     pub(super) whole: u32,
-    /// Sequences past their prompts.
+    /// Sequences past their prompts whose answers go on.
     pub(super) decoding: u32,
     /// Blocks that nobody holds.
     pub(super) free: u32,
@@ -104,13 +107,13 @@ impl Scheduler {
         let sum = |rows: fn(&Running) -> u32| {
             prompts.iter().map(|running| rows(running)).fold(0, u32::saturating_add)
         };
-        let is_decoding = |running: &&Running| !running.is_prefilling();
+        let queued = if self.admitting { self.queue.known_tokens() } else { 0 };
         let demand = Demand {
             stages: self.limits.stages,
             groups: self.groups.count(),
             waiting: sum(Running::rows_left),
-            whole: sum(Running::rows),
-            decoding: self.running.values().filter(is_decoding).count() as u32,
+            whole: sum(Running::rows).saturating_add(queued.try_into().unwrap_or(u32::MAX)),
+            decoding: self.running.values().filter(|running| running.is_decoding()).count() as u32,
             free: self.pool.free(),
             blocks: self.limits.blocks,
             line: self.times.line(),

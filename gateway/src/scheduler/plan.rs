@@ -1,6 +1,6 @@
 //! What goes into the next step: decode rows and prompt chunks.
 
-use super::chunks::CHUNKS_AT_FIRST_STAGE;
+use super::chunks::{CHUNKS_ALONE, CHUNKS_AT_FIRST_STAGE};
 use super::queue::Turn;
 use super::running::{Running, State};
 use super::{Scheduler, SequenceId, Span};
@@ -26,7 +26,7 @@ pub(super) struct Wish {
 impl Scheduler {
     /// The rows of the next step; none while nothing is due or the stages have enough.
     pub(super) fn plan(&mut self) -> Plan {
-        if self.in_flight.with_rows() >= self.groups.steps() {
+        if self.stages_have_enough() {
             return Plan::default();
         }
         self.find_prefixes();
@@ -41,6 +41,16 @@ impl Scheduler {
             }
             // All that were to have rows are preempted; others may have some now.
         }
+    }
+
+    /// Whether a step more would only wait. Where nobody decodes, and so nobody waits for such a step to end, the first stage has
+    /// another at hand even while a later one is slow.
+    fn stages_have_enough(&self) -> bool {
+        let steps = self.in_flight.with_rows();
+        if self.running.values().any(Running::is_decoding) {
+            return steps >= self.groups.steps();
+        }
+        steps >= self.limits.steps_in_flight || self.in_flight.chunks_at_first_stage(0) >= CHUNKS_ALONE
     }
 
     /// Plans what was wished for, as far as there are blocks.
@@ -75,11 +85,12 @@ impl Scheduler {
         for running in self.running.values() {
             match running.state {
                 State::Prefilling => prompts = true,
+                State::Awaiting(_) if !running.is_decoding() => {}
                 State::Awaiting(_) if self.in_flight.contains(running.admitted.last_step) => under_way += 1,
                 State::Awaiting(_) => {}
                 State::Ready { since } => ready.push((since, running)),
             }
-            decoding += u32::from(running.state != State::Prefilling);
+            decoding += u32::from(running.is_decoding());
         }
         // An even share of those that are not in flight, and never more than of all: groups that differ grow alike.
         let share = (decoding - under_way).div_ceil(free_groups).min(decoding.div_ceil(groups));
@@ -121,7 +132,7 @@ impl Scheduler {
         if decode_rows > 0 {
             return self.in_flight.chunks_at_first_stage(0) >= CHUNKS_AT_FIRST_STAGE;
         }
-        let decoding = self.running.values().filter(|running| !running.is_prefilling());
+        let decoding = self.running.values().filter(|running| running.is_decoding());
         let latest_step = |running: &Running| match running.state {
             State::Awaiting(_) => running.admitted.last_step,
             _ => 0,

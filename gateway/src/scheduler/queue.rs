@@ -42,6 +42,7 @@ pub(super) struct Queue {
     /// Whose line was the last to become empty.
     last: TenantId,
     tokens: u64,
+    known_tokens: u64,
     arrivals: u64,
     left_tokens: u64,
 }
@@ -55,6 +56,7 @@ impl Queue {
             turns: BTreeMap::new(),
             last: TenantId::default(),
             tokens: 0,
+            known_tokens: 0,
             arrivals: 0,
             left_tokens: 0,
         }
@@ -73,6 +75,11 @@ impl Queue {
     /// Their prompts and answers.
     pub(super) fn tokens(&self) -> u64 {
         self.tokens
+    }
+
+    /// What of them is known: their prompts, and answers' given ids.
+    pub(super) fn known_tokens(&self) -> u64 {
+        self.known_tokens
     }
 
     /// What waits, and what has left.
@@ -95,6 +102,7 @@ impl Queue {
         let turn = Turn::new(&sequence, self.arrivals);
         self.arrivals += 1;
         self.tokens += tokens(&sequence);
+        self.known_tokens += known_tokens(&sequence);
         self.turns.insert(sequence.id, (tenant, turn));
         self.lines.entry(tenant).or_default().insert(turn, sequence);
         Ok(())
@@ -110,7 +118,7 @@ impl Queue {
         let tenant = self.next()?;
         let (turn, _) = self.lines.get(&tenant)?.first()?;
         let sequence = self.take(tenant, turn)?;
-        self.charge(tenant, (sequence.prompt.len() + sequence.given.len()) as u64);
+        self.charge(tenant, known_tokens(&sequence));
         Some((turn, sequence))
     }
 
@@ -156,6 +164,7 @@ impl Queue {
         }
         self.turns.remove(&sequence.id);
         self.tokens -= tokens(&sequence);
+        self.known_tokens -= known_tokens(&sequence);
         self.left_tokens += tokens(&sequence);
         Some(sequence)
     }
@@ -185,4 +194,9 @@ impl Queue {
         });
         left.sum()
     }
+}
+
+/// Of a sequence that has not begun: its prompt and the given ids of its answer.
+fn known_tokens(sequence: &NewSequence) -> u64 {
+    (sequence.prompt.len() + sequence.given.len()) as u64
 }

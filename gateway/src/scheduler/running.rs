@@ -57,6 +57,16 @@ impl Running {
         self.state == State::Prefilling
     }
 
+    /// Whether it has decode rows or will have some: it is past its known rows, and the token that it waits for is not the
+    /// last that is wanted.
+    pub(super) fn is_decoding(&self) -> bool {
+        match self.state {
+            State::Prefilling => false,
+            State::Awaiting(_) => self.admitted.wants_more_than_one(),
+            State::Ready { .. } => true,
+        }
+    }
+
     /// Whether the stages know it.
     pub(super) fn has_begun(&self) -> bool {
         self.begun_at.is_some()

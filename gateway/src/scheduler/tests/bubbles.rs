@@ -120,6 +120,34 @@ proptest! {
     }
 
     #[test]
+    fn while_prompts_queue_the_first_stage_works_and_seldom_reads_its_weights_anew(
+        speed in speed(),
+        stages in 2u32..5,
+    ) {
+        const PROMPT: u32 = 512;
+        let mut pipeline = Pipeline::new(wide(stages), speed);
+        // Small and large steps, so that it is known what rows cost.
+        pipeline.submit(0, request(0, 4, 10));
+        pipeline.submit(0, request(1, 300, 10));
+        for id in 100..160 {
+            pipeline.submit(30_000_000, request(id, PROMPT, 1));
+        }
+        pipeline.run(u64::MAX);
+        let steps: Vec<_> = pipeline.passages.iter().filter(|passage| passage.arrives >= 30_000_000).collect();
+        // The first half: in the end there are not enough rows for all stages.
+        let steps = &steps[..steps.len() / 2];
+        let time = steps[steps.len() - 1].stages[0].end - steps[0].stages[0].start;
+        let busy: u64 = steps.iter().map(|passage| passage.time()).sum();
+        // One way there and back before the first report is known.
+        let known = busy + speed.turnaround;
+        prop_assert!(known as f64 >= 0.97 * time as f64, "{busy} of {time} us in {} steps", steps.len());
+        let rows: u32 = steps.iter().map(|passage| passage.prompt_rows()).sum();
+        let least = speed.time(PROMPT) as f64 / f64::from(PROMPT);
+        let took = busy as f64 / f64::from(rows);
+        prop_assert!(took <= 1.15 * least, "{took} us a row, {least} in the largest steps");
+    }
+
+    #[test]
     fn a_lone_prompt_is_not_slower_for_being_cut(speed in speed(), stages in 1u32..5, prompt in 64u32..4000) {
         let through = |chunks: &[u32]| {
             let mut free_at = vec![0; stages as usize];
