@@ -28,9 +28,9 @@ use crate::up::model_folder;
 /// `bench load` puts a server under load; all else measures this machine.
 ///
 /// On the CPU, `--local` runs the model in this process and prints, at one and at two threads: tokens/s of decode (one
-/// sequence) beside the memory's read bandwidth, since every token reads every weight once; tokens/s of prefill beside the
-/// time that its multiplications take at the peak rates of the instructions that do them; and what a second shard adds to a
-/// token's time, through memory and through loopback sockets.
+/// sequence) beside the memory's read bandwidth, measured in turn with tokens, since every token reads every weight once;
+/// tokens/s of prefill beside the time that its multiplications take at the peak rates of the instructions that do them; and
+/// what a second shard adds to a token's time, through memory and through loopback sockets.
 ///
 /// On a card it runs whole steps in this process: decode of several sequences beside the time that copying the same bytes
 /// (weights and KV) would take, prefill beside the rate of a large multiplication, and the loading of a checkpoint beside the

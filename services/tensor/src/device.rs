@@ -7,7 +7,7 @@ use crate::cuda::{Counters, Cuda, CudaLimits, CudaOptions, Graphs, KernelReport,
 use crate::rows::check_spans;
 use crate::{
     AttnSpan, Compute, Dtype, Embedding, Indices, Isa, KvPool, KvSpec, Limits, Matrix, MatrixBuilder,
-    RopeTable, RopeTables, Rows, RowsRoom, Tensor, TensorError, Vector,
+    ReadProbe, RopeTable, RopeTables, Rows, RowsRoom, Tensor, TensorError, Vector,
 };
 
 /// A device, and the threads or streams that belong to it. Operations on it are in [`crate::ops`].
@@ -135,6 +135,23 @@ impl Device {
     pub fn limits(&self, bytes: usize) -> Result<Limits, TensorError> {
         match self {
             Device::Cpu(cpu) => probe::limits(cpu.pool(), cpu.isa(), bytes),
+            Device::Cuda(_) => Err(TensorError::OtherDevice),
+        }
+    }
+
+    /// Memory of `bytes` for [`Device::read`].
+    pub fn read_probe(&self, bytes: usize) -> Result<ReadProbe, TensorError> {
+        match self {
+            Device::Cpu(cpu) => ReadProbe::new(cpu.pool(), cpu.isa(), bytes),
+            Device::Cuda(_) => Err(TensorError::OtherDevice),
+        }
+    }
+
+    /// Reads a probe's memory once, on all threads: bytes a second. For what is measured between two passes, as other work on
+    /// the machine changes all rates from moment to moment.
+    pub fn read(&self, probe: &ReadProbe) -> Result<f64, TensorError> {
+        match self {
+            Device::Cpu(cpu) => Ok(probe.pass(cpu.pool())),
             Device::Cuda(_) => Err(TensorError::OtherDevice),
         }
     }

@@ -32,7 +32,7 @@ mod weights;
 
 pub use cpu::isa::Isa;
 pub use cpu::pack::{Columns, Layout};
-pub use cpu::probe::Limits;
+pub use cpu::probe::{Limits, ReadProbe};
 pub use cuda::{
     Counters, CudaLimits, CudaOptions, Graphs, KernelReport, MatmulPlans, Sender, sending_threads,
 };

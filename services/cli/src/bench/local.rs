@@ -11,6 +11,7 @@ use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage, WeightSource};
 use asterism_shard::ComputeType;
 use asterism_tensor::{
     BLOCK_ROWS, Compute, CpuOptions, Device, EvidenceRequest, EvidenceRoom, KvType, Limits, Processors,
+    ReadProbe,
 };
 
 use super::evidence::Evidence;
@@ -26,10 +27,21 @@ const ANSWER: usize = 64;
 pub struct Speeds {
     threads: NonZeroUsize,
     decode: Duration,
+    /// A token's bytes by its time, in bytes a second, of the rate of reading right after it.
+    share: f64,
+    /// That rate.
+    read: f64,
     prefills: Vec<Prefill>,
-    decode_bytes: f64,
-    limits: Limits,
+    /// Of multiplying: f32 multiply-adds, and bf16 dot products where there are some.
+    fma: f64,
+    dp: Option<f64>,
     compute: Compute,
+}
+
+/// The middle of several figures.
+fn middle(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or_default()
 }
 
 /// A prompt that was read.
@@ -64,8 +76,10 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
     // Once without a clock: pages are touched, clocks rise.
     run.prefill(LONGEST)?;
     let (mut prefills, mut decodes) = (PROMPTS.map(|_| Vec::new()), Vec::new());
-    let mut limits = Vec::new();
+    let mut limits: Vec<Limits> = Vec::new();
     let bytes = run.decode_bytes();
+    let probe = run.stage.device().read_probe(bytes as usize)?;
+    let (mut shares, mut reads) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         limits.push(run.stage.device().limits(bytes as usize)?);
         let mut first = 0;
@@ -77,18 +91,23 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
         let began = Instant::now();
         run.decode(first)?;
         decodes.push(began.elapsed() / ANSWER as u32);
+        run.decode_beside(first, &probe, |token, read| {
+            shares.push(bytes / token.as_secs_f64() / read);
+            reads.push(read);
+        })?;
     }
-    limits.sort_by(|a, b| a.read.total_cmp(&b.read));
     Ok(Speeds {
         threads,
         decode: median(decodes),
+        share: middle(shares),
+        read: middle(reads),
         prefills: PROMPTS
             .into_iter()
             .zip(prefills)
             .map(|(rows, times)| run.read(rows, median(times)))
             .collect(),
-        decode_bytes: bytes,
-        limits: limits.swap_remove(limits.len() / 2),
+        fma: middle(limits.iter().map(|limits| limits.fma).collect()),
+        dp: limits.iter().map(|limits| limits.dp).collect::<Option<_>>().map(middle),
         compute: compute.into(),
     })
 }
@@ -112,6 +131,23 @@ impl Run<'_> {
         let mut id = first;
         for position in 0..ANSWER {
             id = self.step(&[id], position)?;
+        }
+        Ok(())
+    }
+
+    /// The same with a reading of as many bytes after each token; tells of both.
+    fn decode_beside(
+        &mut self,
+        first: u32,
+        probe: &ReadProbe,
+        mut seen: impl FnMut(Duration, f64),
+    ) -> Result<(), ModelError> {
+        let mut id = first;
+        for position in 0..ANSWER {
+            let began = Instant::now();
+            id = self.step(&[id], position)?;
+            let token = began.elapsed();
+            seen(token, self.stage.device().read(probe)?);
         }
         Ok(())
     }
@@ -153,9 +189,8 @@ impl Run<'_> {
 
 impl fmt::Display for Speeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Limits { read, fma, dp, .. } = self.limits;
+        let &Speeds { share, read, fma, dp, .. } = self;
         let each = self.decode.as_secs_f64();
-        let bandwidth = self.decode_bytes / each;
         writeln!(
             f,
             "{:<7}  {:<11}  {:<9.1}  {:<9.3}  {:.0} % of {:.1} GB/s read",
@@ -163,7 +198,7 @@ impl fmt::Display for Speeds {
             "decode",
             1.0 / each,
             each * 1e3,
-            100.0 * bandwidth / read,
+            100.0 * share,
             read / 1e9,
         )?;
         let (peak, instruction) = match (self.compute, dp) {

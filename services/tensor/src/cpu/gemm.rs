@@ -16,13 +16,13 @@ use std::sync::{Mutex, PoisonError};
 use half::bf16;
 
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::isa::{Isa, is_intel};
+use crate::cpu::isa::Isa;
 use crate::cpu::matrix::PackedMatrix;
 use crate::cpu::memory::Memory;
 use crate::cpu::pool::Pool;
 use crate::{Compute, TensorError};
 
-use plan::{Path, Plan, Sink, Target};
+use plan::{Plan, Sink, Target};
 use prepare::{Order, Prepare};
 
 #[cfg(target_arch = "x86_64")]
@@ -72,8 +72,6 @@ pub struct Matmul<'a> {
 #[derive(Debug)]
 pub struct Gemm {
     isa: Isa,
-    /// How far ahead in its stream of weights a lone tile prefetches, in bytes.
-    ahead: usize,
     scratch: Mutex<Memory>,
 }
 
@@ -83,9 +81,7 @@ impl Gemm {
     /// Multiplies with `isa`, which this processor must have (else the richest it has is taken).
     pub fn new(isa: Isa) -> Result<Gemm, TensorError> {
         let isa = if isa.is_available() { isa } else { Isa::detect() };
-        // Best of 1 to 12 KiB where it was measured: Intel with AMX, and Zen 5.
-        let ahead = if is_intel() { 3072 } else { 8192 };
-        Ok(Gemm { isa, ahead, scratch: Mutex::new(memory(0)?) })
+        Ok(Gemm { isa, scratch: Mutex::new(memory(0)?) })
     }
 
     /// The name of the path that decides about bits below 2⁻¹²⁶ in `compute`: `dp`, `fma` or none.
@@ -132,8 +128,7 @@ impl Gemm {
         let order = Order::of(matrix.compute(), self.isa);
         grow(&mut scratch, prepare::bytes(order, rows, inputs))?;
         let prepare = Prepare::new(self.isa, x, inputs, scratch.as_mut_slice());
-        let path = Path { isa: self.isa, ahead: self.ahead };
-        let plan = Plan::new(rows, prepare.prepared(), matrix, path, Sink { out, scale });
+        let plan = Plan::new(rows, prepare.prepared(), matrix, self.isa, Sink { out, scale });
         pool.run(&|worker| {
             if order != Order::Plain {
                 prepare.run(worker, rows);

@@ -37,26 +37,66 @@ pub struct Limits {
 pub fn limits(pool: &Pool, isa: Isa, bytes: usize) -> Result<Limits, TensorError> {
     let isa = if isa.is_available() { isa } else { Isa::detect() };
     let dp = (isa == Isa::Avx512Bf16).then(|| peak(pool, isa, Rate::Dp));
-    Ok(Limits { threads: pool.threads(), read: read(pool, isa, bytes)?, fma: peak(pool, isa, Rate::Fma), dp })
+    let (_, read) = ReadProbe::best(pool, isa, bytes)?;
+    Ok(Limits { threads: pool.threads(), read, fma: peak(pool, isa, Rate::Fma), dp })
 }
 
-/// Bytes a second that the threads read out of an area of `bytes`, each its own part of it; by itself or with
-/// prefetching, whichever is faster here.
-fn read(pool: &Pool, isa: Isa, bytes: usize) -> Result<f64, TensorError> {
-    let bytes = bytes.max(1 << 20);
-    let mut area = Memory::zeroed(bytes).map_err(|source| TensorError::Memory { bytes, source })?;
-    // Pages that were never written may all be one page of zeros.
-    area.as_mut_slice::<u64>().fill(0x5555);
-    let lines = area.as_slice::<u64>().as_chunks().0;
-    let best = [0, 3 << 10, 8 << 10].map(|ahead| {
-        best(|| {
-            pool.run(&|worker| {
-                black_box(sum(isa, &lines[worker.share(lines.len())], ahead));
-            });
-        })
-    });
-    let best = best.into_iter().min().unwrap_or(Duration::MAX);
-    Ok(size_of_val(lines) as f64 / best.as_secs_f64())
+/// Memory that is read to see how fast that goes at the moment.
+#[derive(Debug)]
+pub struct ReadProbe {
+    area: Memory,
+    isa: Isa,
+    /// How far ahead it prefetches, in bytes; 0: not at all.
+    ahead: usize,
+}
+
+impl ReadProbe {
+    /// Over an area of `bytes`; reads it by itself or with prefetching, whichever is faster here.
+    pub fn new(pool: &Pool, isa: Isa, bytes: usize) -> Result<ReadProbe, TensorError> {
+        let isa = if isa.is_available() { isa } else { Isa::detect() };
+        Ok(ReadProbe::best(pool, isa, bytes)?.0)
+    }
+
+    /// Bytes a second that the threads read, each its own part of the area, in one pass.
+    pub fn pass(&self, pool: &Pool) -> f64 {
+        self.rate(self.time(pool))
+    }
+
+    /// The same with its best rate so far.
+    fn best(pool: &Pool, isa: Isa, bytes: usize) -> Result<(ReadProbe, f64), TensorError> {
+        let bytes = bytes.max(1 << 20);
+        let mut area = Memory::zeroed(bytes).map_err(|source| TensorError::Memory { bytes, source })?;
+        // Pages that were never written may all be one page of zeros.
+        area.as_mut_slice::<u64>().fill(0x5555);
+        let mut probe = ReadProbe { area, isa, ahead: 0 };
+        let mut best = (Duration::MAX, 0);
+        for ahead in [0, 3 << 10, 8 << 10] {
+            probe.ahead = ahead;
+            for _ in 0..ROUNDS {
+                best = best.min((probe.time(pool), ahead));
+            }
+        }
+        probe.ahead = best.1;
+        let rate = probe.rate(best.0);
+        Ok((probe, rate))
+    }
+
+    fn time(&self, pool: &Pool) -> Duration {
+        let start = Instant::now();
+        pool.run(&|worker| {
+            let lines = self.lines();
+            black_box(sum(self.isa, &lines[worker.share(lines.len())], self.ahead));
+        });
+        start.elapsed()
+    }
+
+    fn rate(&self, time: Duration) -> f64 {
+        size_of_val(self.lines()) as f64 / time.as_secs_f64()
+    }
+
+    fn lines(&self) -> &[Lines] {
+        self.area.as_slice::<u64>().as_chunks().0
+    }
 }
 
 /// Operations a second of all threads.
@@ -227,6 +267,14 @@ mod tests {
             assert!(limits.read > 0.0 && limits.fma > 0.0);
             assert_eq!(limits.dp.is_some(), isa == Isa::Avx512Bf16);
         }
+    }
+
+    #[test]
+    fn memory_is_read_again() {
+        let pool = Pool::new(NonZeroUsize::MIN).unwrap();
+        let probe = ReadProbe::new(&pool, Isa::detect(), 4 << 20).unwrap();
+        assert!(probe.pass(&pool) > 0.0);
+        assert_eq!(size_of_val(probe.lines()), 4 << 20);
     }
 
     #[test]

@@ -27,6 +27,10 @@ const LEAST_TILES: usize = 16;
 /// Tiles that a thread keeps accumulators for at once, where K has several blocks.
 const TILES: usize = 8;
 
+/// How far ahead in its stream of weights a lone tile prefetches, in bytes. Best of 1 to 16 KiB where it was measured: Zen 5, and
+/// Intel with AMX, of which some machines do as well with 3 KiB and others lose a tenth by it.
+const AHEAD: usize = 8 << 10;
+
 /// What all threads of one multiplication share.
 pub struct Plan<'a> {
     tiles: usize,
@@ -35,16 +39,9 @@ pub struct Plan<'a> {
     longer: usize,
     x: Prepared,
     matrix: &'a PackedMatrix,
-    path: Path,
+    isa: Isa,
     kernels: Kernels,
     sink: Sink<'a>,
-}
-
-/// What is particular to the processor.
-pub struct Path {
-    pub isa: Isa,
-    /// How far ahead in its stream of weights a lone tile prefetches, in bytes.
-    pub ahead: usize,
 }
 
 /// Where outputs go, and what they are multiplied with.
@@ -82,10 +79,10 @@ struct Accumulators([f32; TILES * ROWS * PANEL]);
 
 impl<'a> Plan<'a> {
     /// Spreads `rows`, at least one, evenly over as few tiles as the kernels allow: 12 as 6 + 6, not 8 + 4.
-    pub fn new(rows: usize, x: Prepared, matrix: &'a PackedMatrix, path: Path, sink: Sink<'a>) -> Plan<'a> {
-        let kernels = kernels(path.isa, matrix.stored(), Order::of(matrix.compute(), path.isa));
+    pub fn new(rows: usize, x: Prepared, matrix: &'a PackedMatrix, isa: Isa, sink: Sink<'a>) -> Plan<'a> {
+        let kernels = kernels(isa, matrix.stored(), Order::of(matrix.compute(), isa));
         let tiles = rows.div_ceil(kernels.rows());
-        Plan { tiles, height: rows / tiles, longer: rows % tiles, x, matrix, path, kernels, sink }
+        Plan { tiles, height: rows / tiles, longer: rows % tiles, x, matrix, isa, kernels, sink }
     }
 
     /// One thread's panels. All rows pass over each, so that its weights come from memory once, or blocks of
@@ -161,7 +158,7 @@ impl<'a> Plan<'a> {
     fn fetch(&self, nth: usize, pass: &Pass) -> Fetch {
         if self.tiles == 1 {
             let lines = if self.height == 1 && self.kernels.dp { Prefetch::None } else { Prefetch::All };
-            return Fetch { lines, from: pass.weights.wrapping_add(self.path.ahead), halving: 0 };
+            return Fetch { lines, from: pass.weights.wrapping_add(AHEAD), halving: 0 };
         }
         let lines = 2 * PANEL * self.matrix.stored().bytes() / 64;
         let halving = u32::from(self.tiles >= 2 * lines);
@@ -191,12 +188,12 @@ impl<'a> Plan<'a> {
             Place::F32(start) => {
                 let out = Block { start, stride, columns };
                 // SAFETY: as said above.
-                dispatch(self.path.isa, unsafe { Finish::new(accumulators, bias, scale, out) });
+                dispatch(self.isa, unsafe { Finish::new(accumulators, bias, scale, out) });
             }
             Place::Bf16(start) => {
                 let out = Block { start, stride, columns };
                 // SAFETY: as said above.
-                dispatch(self.path.isa, unsafe { Finish::new(accumulators, bias, scale, out) });
+                dispatch(self.isa, unsafe { Finish::new(accumulators, bias, scale, out) });
             }
         }
     }
