@@ -1,6 +1,6 @@
 //! How many prompt rows a step gets.
 //!
-//! With nobody decoding, as many as keep all stages busy. Beside decoding sequences fewer, by three measures of which the
+//! With nobody decoding, as many as keep all stages busy; the more rows queue, the larger. Beside decoding sequences fewer, by three measures of which the
 //! least counts:
 //! - what waits, spread over the steps of all stages, so that these take about the same time (token throttling: gLLM,
 //!   arXiv 2504.14775);
@@ -27,12 +27,9 @@ const SLOWER: f64 = 4.0;
 /// In so many seconds prompt rows may be in the way in any case: no reader notices.
 const UNNOTICED: f64 = 0.05;
 
-/// Steps with prompt rows that may be in the first stage, or wait for it, while others decode: one that is about to leave it,
-/// whose report has not come yet, the one that is computed then, and the next.
+/// Steps with prompt rows that may be in the first of several stages, or wait for it: one that is about to leave it, whose report
+/// has not come yet, the one that is computed then, and the next.
 pub(super) const CHUNKS_AT_FIRST_STAGE: u32 = 3;
-
-/// The same while nobody decodes: the one that is computed, and the next.
-pub(super) const CHUNKS_ALONE: u32 = 2;
 
 /// What decides a chunk's size.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +40,7 @@ pub(super) struct Demand {
     pub(super) groups: u32,
     /// Prompt rows that are left.
     pub(super) waiting: u32,
-    /// The same with those of the same prompts that are planned, and of those that wait for admission.
+    /// The same with those of the same prompts that are planned, and those that queue, as far as there are blocks for them.
     pub(super) whole: u32,
     /// Sequences past their prompts whose answers go on.
     pub(super) decoding: u32,
@@ -107,7 +104,8 @@ impl Scheduler {
         let sum = |rows: fn(&Running) -> u32| {
             prompts.iter().map(|running| rows(running)).fold(0, u32::saturating_add)
         };
-        let queued = if self.admitting { self.queue.known_tokens() } else { 0 };
+        let room = u64::from(self.pool.free()) * u64::from(BLOCK_ROWS);
+        let queued = if self.admitting { self.queue.known_tokens().min(room) } else { 0 };
         let demand = Demand {
             stages: self.limits.stages,
             groups: self.groups.count(),

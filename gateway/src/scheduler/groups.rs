@@ -51,7 +51,7 @@ impl Groups {
         self.count
     }
 
-    /// The most steps with rows that may be in flight.
+    /// The steps with rows that are in flight, at most, once another has gone out, while somebody decodes.
     pub(super) fn steps(&self) -> u32 {
         (self.count + 1).min(self.most_in_flight)
     }

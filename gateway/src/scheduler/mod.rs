@@ -16,8 +16,9 @@
 //!   out a block that its stages still count as another's.
 //! - A decoding sequence is in one step at most.
 //! - No step exceeds the stages' rows or evidence rows, no plan the raw rows that the last stage can keep.
-//! - Steps with rows in flight: at most one more than there are groups, or, where nobody decodes, two that the first stage has
-//!   not reported; never more than the stages queue; beside them at most one step that holds ends only.
+//! - A step with rows goes out while fewer than there are groups, and one more, are in flight; where nobody decodes, while the
+//!   first of several stages has fewer than three. There are never more than the stages queue; beside them at most one step
+//!   that holds ends only.
 
 mod admission;
 mod admitted;

@@ -1,6 +1,6 @@
 //! What goes into the next step: decode rows and prompt chunks.
 
-use super::chunks::{CHUNKS_ALONE, CHUNKS_AT_FIRST_STAGE};
+use super::chunks::CHUNKS_AT_FIRST_STAGE;
 use super::queue::Turn;
 use super::running::{Running, State};
 use super::{Scheduler, SequenceId, Span};
@@ -43,14 +43,15 @@ impl Scheduler {
         }
     }
 
-    /// Whether a step more would only wait. Where nobody decodes, and so nobody waits for such a step to end, the first stage has
-    /// another at hand even while a later one is slow.
+    /// Whether a step more would only wait. Where nobody decodes, and so no drawn token waits behind prompt rows, only those at the
+    /// first of several stages count, so that it has another at hand even while a later one is slow.
     fn stages_have_enough(&self) -> bool {
         let steps = self.in_flight.with_rows();
-        if self.running.values().any(Running::is_decoding) {
+        if self.limits.stages <= 1 || self.running.values().any(Running::is_decoding) {
             return steps >= self.groups.steps();
         }
-        steps >= self.limits.steps_in_flight || self.in_flight.chunks_at_first_stage(0) >= CHUNKS_ALONE
+        steps >= self.limits.steps_in_flight
+            || self.in_flight.chunks_at_first_stage(0) >= CHUNKS_AT_FIRST_STAGE
     }
 
     /// Plans what was wished for, as far as there are blocks.
@@ -85,9 +86,10 @@ impl Scheduler {
         for running in self.running.values() {
             match running.state {
                 State::Prefilling => prompts = true,
-                State::Awaiting(_) if !running.is_decoding() => {}
-                State::Awaiting(_) if self.in_flight.contains(running.admitted.last_step) => under_way += 1,
-                State::Awaiting(_) => {}
+                State::Awaiting(_) => {
+                    let is_under_way = self.in_flight.contains(running.admitted.last_step);
+                    under_way += u32::from(running.is_decoding() && is_under_way);
+                }
                 State::Ready { since } => ready.push((since, running)),
             }
             decoding += u32::from(running.is_decoding());

@@ -27,7 +27,8 @@ const ANSWER: usize = 64;
 pub struct Speeds {
     threads: NonZeroUsize,
     decode: Duration,
-    /// A token's bytes by its time, in bytes a second, of the rate of reading right after it.
+    /// A token's bytes by its time, in bytes a second, of the rate of reading right after it: of tokens of their own, which
+    /// find in caches what a reading left there.
     share: f64,
     /// That rate.
     read: f64,
@@ -81,7 +82,8 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
     let probe = run.stage.device().read_probe(bytes as usize)?;
     let (mut shares, mut reads) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        limits.push(run.stage.device().limits(bytes as usize)?);
+        // Of multiplying: reading has its probe.
+        limits.push(run.stage.device().limits(0)?);
         let mut first = 0;
         for (rows, times) in PROMPTS.into_iter().zip(&mut prefills) {
             let began = Instant::now();

@@ -65,7 +65,7 @@ impl Isa {
 
 /// Whether Intel made this processor. Slow under a hypervisor, so ask once.
 #[cfg(target_arch = "x86_64")]
-pub fn is_intel() -> bool {
+fn is_intel() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0);
     let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
     vendor.as_flattened() == b"GenuineIntel"
@@ -73,6 +73,6 @@ pub fn is_intel() -> bool {
 
 /// Whether Intel made this processor. Slow under a hypervisor, so ask once.
 #[cfg(not(target_arch = "x86_64"))]
-pub fn is_intel() -> bool {
+fn is_intel() -> bool {
     false
 }

@@ -53,7 +53,6 @@ pub struct ReadProbe {
 impl ReadProbe {
     /// Over an area of `bytes`; reads it by itself or with prefetching, whichever is faster here.
     pub fn new(pool: &Pool, isa: Isa, bytes: usize) -> Result<ReadProbe, TensorError> {
-        let isa = if isa.is_available() { isa } else { Isa::detect() };
         Ok(ReadProbe::best(pool, isa, bytes)?.0)
     }
 
@@ -64,6 +63,7 @@ impl ReadProbe {
 
     /// The same with its best rate so far.
     fn best(pool: &Pool, isa: Isa, bytes: usize) -> Result<(ReadProbe, f64), TensorError> {
+        let isa = if isa.is_available() { isa } else { Isa::detect() };
         let bytes = bytes.max(1 << 20);
         let mut area = Memory::zeroed(bytes).map_err(|source| TensorError::Memory { bytes, source })?;
         // Pages that were never written may all be one page of zeros.
@@ -132,7 +132,7 @@ type Lines = [u64; 32];
 fn sum(isa: Isa, lines: &[Lines], ahead: usize) -> u64 {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `limits` makes sure that the instructions are there.
+        // SAFETY: `limits` and `ReadProbe::best` make sure that the instructions are there.
         Isa::Avx512 | Isa::Avx512Bf16 => unsafe { x86::sum_512(lines, ahead) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -158,7 +158,7 @@ fn plain_sum(lines: &[Lines], fetch: impl Fn(&Lines)) -> u64 {
 fn multiply(isa: Isa, rate: Rate, turns: usize) -> f64 {
     match (isa, rate) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `limits` makes sure that the instructions are there.
+        // SAFETY: `limits` and `ReadProbe::best` make sure that the instructions are there.
         (Isa::Avx512Bf16, Rate::Dp) => unsafe { x86::dp_512(turns) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
