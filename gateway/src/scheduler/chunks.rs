@@ -1,7 +1,7 @@
 //! How many prompt rows a step gets.
 //!
-//! With nobody decoding, as many as keep all stages busy; the more rows queue, the larger. Beside decoding sequences fewer, by three measures of which the
-//! least counts:
+//! With nobody decoding, as many as keep all stages busy; the more rows queue, the larger. Beside decoding sequences fewer, by
+//! three measures of which the least counts:
 //! - what waits, spread over the steps of all stages, so that these take about the same time (token throttling: gLLM,
 //!   arXiv 2504.14775);
 //! - how many blocks are left: while those are few, prompts come slowly, and those that decode may end before blocks run out;

@@ -11,7 +11,6 @@ use asterism_model::{Checkpoint, DecoderSpec, ModelError, Stage, WeightSource};
 use asterism_shard::ComputeType;
 use asterism_tensor::{
     BLOCK_ROWS, Compute, CpuOptions, Device, EvidenceRequest, EvidenceRoom, KvType, Limits, Processors,
-    ReadProbe,
 };
 
 use super::evidence::Evidence;
@@ -91,11 +90,13 @@ pub fn measure(model: &Path, compute: ComputeType, threads: NonZeroUsize) -> Res
             times.push(began.elapsed());
         }
         let began = Instant::now();
-        run.decode(first)?;
+        run.decode(first, |_, _| Ok(()))?;
         decodes.push(began.elapsed() / ANSWER as u32);
-        run.decode_beside(first, &probe, |token, read| {
+        run.decode(first, |device, token| {
+            let read = device.read(&probe)?;
             shares.push(bytes / token.as_secs_f64() / read);
             reads.push(read);
+            Ok(())
         })?;
     }
     Ok(Speeds {
@@ -129,27 +130,17 @@ impl Run<'_> {
         self.step(&prompt, 0)
     }
 
-    fn decode(&mut self, first: u32) -> Result<(), ModelError> {
-        let mut id = first;
-        for position in 0..ANSWER {
-            id = self.step(&[id], position)?;
-        }
-        Ok(())
-    }
-
-    /// The same with a reading of as many bytes after each token; tells of both.
-    fn decode_beside(
+    /// Decodes an answer. `then` hears what each token took before the next is begun.
+    fn decode(
         &mut self,
         first: u32,
-        probe: &ReadProbe,
-        mut seen: impl FnMut(Duration, f64),
+        mut then: impl FnMut(&Device, Duration) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
         let mut id = first;
         for position in 0..ANSWER {
             let began = Instant::now();
             id = self.step(&[id], position)?;
-            let token = began.elapsed();
-            seen(token, self.stage.device().read(probe)?);
+            then(self.stage.device(), began.elapsed())?;
         }
         Ok(())
     }
